@@ -1,0 +1,5 @@
+//! Berth: a container registry in one binary.
+
+pub mod index;
+pub mod oci;
+pub mod storage;

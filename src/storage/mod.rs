@@ -1,0 +1,173 @@
+//! Bytes: the bucket's keys, and the stores that hold them.
+//!
+//! [`Store`] is the seam. It knows keys and bytes and the store's own time; it knows nothing of
+//! repositories' rules. A key is written at most once and never reused, so no store has to offer
+//! conditional writes; what comes too late is recognised by time instead (see [`Store::put`]).
+
+pub mod key;
+
+use std::{fmt, ops::Range, pin::Pin, sync::Arc};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::Stream;
+use serde::{Deserialize, Serialize};
+
+pub use key::{DataKey, Key, Revision};
+
+/// A point in the store's own time, in milliseconds since the Unix epoch. No replica's wall clock is one,
+/// but for a local directory, whose clock is the machine's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct StoreTime(pub u64);
+
+impl StoreTime {
+    /// This time and `span` more.
+    pub fn plus(self, span: std::time::Duration) -> Self {
+        Self(self.0.saturating_add(span.as_millis() as u64))
+    }
+
+    /// This time less `span`.
+    pub fn minus(self, span: std::time::Duration) -> Self {
+        Self(self.0.saturating_sub(span.as_millis() as u64))
+    }
+}
+
+/// What went wrong in a store, named by what the caller can do about it.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum StorageError {
+    /// There is no object at that key.
+    #[error("nothing is stored at {0}")]
+    NotFound(String),
+    /// The deadline had passed before the store took the request; nothing happened, and nothing will.
+    #[error("the deadline for {0} had passed")]
+    TooLate(String),
+    /// A part was overwritten by another request since it was put: the upload can't be completed.
+    #[error("a part of {0} was overwritten by another request")]
+    PartChanged(String),
+    /// No room left: a full disk, or an exceeded quota.
+    #[error("no space left for {0}")]
+    Full(String),
+    /// The store doesn't let us: permissions, a read-only file system.
+    #[error("the store refused {0}: {1}")]
+    Refused(String, String),
+    /// Everything else. A write that failed so may still happen.
+    #[error("the store failed at {0}: {1}")]
+    Unavailable(String, String),
+}
+
+/// Bytes in the order in which they came, so that they need not be copied into one buffer.
+pub type Chunks = Vec<Bytes>;
+
+/// The bytes of an object as they arrive. An error ends it.
+pub type ByteStream = Pin<Box<dyn Stream<Item = Result<Bytes, StorageError>> + Send>>;
+
+/// What a store knows of an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stat {
+    /// Its size in bytes.
+    pub size: u64,
+    /// When the store says that it was written.
+    pub modified: StoreTime,
+}
+
+/// One page of a listing.
+#[derive(Clone, Debug, Default)]
+pub struct Page {
+    /// Keys as text (some may not be ours), in byte order of the whole key, each with its [`Stat`].
+    pub objects: Vec<(String, Stat)>,
+    /// Whether more follow: ask again after the last one.
+    pub more: bool,
+}
+
+/// An upload in parts, as the store names it: opaque, good in every process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MultipartId(pub String);
+
+/// One version of one part, as the store names it: opaque. Completing with a `PartId` that has since been
+/// overwritten fails with [`StorageError::PartChanged`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartId(pub String);
+
+/// An object store under one prefix: a local directory or a bucket.
+///
+/// Every method may be called from any task; none holds a lock over I/O that another method needs. A
+/// request that was dropped halfway may still happen, like one that failed with
+/// [`StorageError::Unavailable`].
+#[async_trait]
+pub trait Store: fmt::Debug + Send + Sync {
+    /// The size in bytes of every part but the last of an upload in parts; fixed for the life of the store
+    /// object, and noted with each upload, so that a change of configuration breaks none in progress.
+    fn part_size(&self) -> usize;
+
+    /// The most parts that one upload may have.
+    fn max_parts(&self) -> usize;
+
+    /// The store's time now: its last `Date`, carried forward by the monotonic clock. For a directory the
+    /// machine's clock.
+    fn now(&self) -> StoreTime;
+
+    /// Writes a whole object, durably. With a `deadline`, a store that can refuse a write after it does so
+    /// ([`StorageError::TooLate`]); one that can't writes it with a later `modified`, and readers don't
+    /// count it.
+    async fn put(&self, key: &Key, bytes: Chunks, deadline: Option<StoreTime>) -> Result<(), StorageError>;
+
+    /// Begins an upload in parts that will end at `key`. Nothing is readable there until it is completed.
+    async fn begin(&self, key: &Key) -> Result<MultipartId, StorageError>;
+
+    /// Puts part `number`, counted from 0; every part but the last is [`Store::part_size`] bytes. The same
+    /// number put again replaces the part. Parts may be put side by side, and by several processes.
+    async fn put_part(
+        &self,
+        key: &Key,
+        upload: &MultipartId,
+        number: usize,
+        part_size: usize,
+        bytes: Chunks,
+    ) -> Result<PartId, StorageError>;
+
+    /// Makes the object out of all its parts, durably, in their order. Completing again what is complete
+    /// is a success.
+    async fn complete(&self, key: &Key, upload: &MultipartId, parts: &[PartId]) -> Result<(), StorageError>;
+
+    /// Gives an upload in parts up and frees its space. One that is not there is a success.
+    async fn abort(&self, key: &Key, upload: &MultipartId) -> Result<(), StorageError>;
+
+    /// Streams an object, or a part of it. `range` must be inside the object and not empty.
+    async fn read(&self, key: &Key, range: Option<Range<u64>>) -> Result<ByteStream, StorageError>;
+
+    /// What the store knows of an object; `None` where there is none.
+    async fn stat(&self, key: &Key) -> Result<Option<Stat>, StorageError>;
+
+    /// At most `limit` (1 to 1,000) objects whose key starts with `prefix` (whole path components: it ends
+    /// with a slash) and comes after the key `after`, in byte order. What it shows is durable.
+    async fn list(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Page, StorageError>;
+
+    /// Removes an object, by a request that the store itself refuses after `deadline`
+    /// ([`StorageError::TooLate`]). An object that is not there is a success.
+    async fn delete(&self, key: &Key, deadline: StoreTime) -> Result<(), StorageError>;
+
+    /// A URL by which anyone may GET the object for `life`; `None` where the store has no such thing.
+    async fn sign(&self, key: &Key, life: std::time::Duration) -> Result<Option<String>, StorageError>;
+}
+
+/// Reads a small object whole, up to `limit` bytes; a larger one is [`StorageError::Unavailable`].
+pub async fn read_small(store: &Arc<dyn Store>, key: &Key, limit: usize) -> Result<Bytes, StorageError> {
+    use futures_util::TryStreamExt;
+    let mut stream = store.read(key, None).await?;
+    let mut whole = bytes::BytesMut::new();
+    while let Some(chunk) = stream.try_next().await? {
+        if whole.is_empty() && chunk.len() <= limit {
+            // The usual case, one chunk, costs no copy.
+            let next = stream.try_next().await?;
+            let Some(next) = next else { return Ok(chunk) };
+            whole.extend_from_slice(&chunk);
+            whole.extend_from_slice(&next);
+        } else {
+            whole.extend_from_slice(&chunk);
+        }
+        if whole.len() > limit {
+            return Err(StorageError::Unavailable(key.to_string(), format!("larger than {limit} bytes")));
+        }
+    }
+    Ok(whole.freeze())
+}

@@ -1,0 +1,1 @@
+//! The one integration binary: Berth in process and as a real binary, against real stores and indexes.
