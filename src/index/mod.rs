@@ -71,8 +71,8 @@ pub struct Batch {
     pub sequence: Option<Fact>,
     /// What is changed.
     pub writes: Vec<Write>,
-    /// Facts whose values before the writes come back with the answer.
-    pub reads: Vec<Fact>,
+    /// Questions that are answered as of before the writes.
+    pub reads: Vec<Ask>,
 }
 
 /// What became of a batch.
@@ -82,7 +82,7 @@ pub enum Outcome {
     Committed {
         /// The sequence number, 0 for a batch without one.
         sequence: u64,
-        /// The values that `reads` asked for, in its order.
+        /// The answers to `reads`, in its order.
         reads: Vec<Option<Bytes>>,
     },
     /// Nothing was changed.

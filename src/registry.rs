@@ -1,0 +1,362 @@
+//! A registry: one bucket, one index, one epoch; and the handle on one of its repositories.
+//!
+//! [`Registry::repository`] is the only way to a bucket or an index from above. What can be done with a
+//! repository is in [`crate::blob`], [`crate::upload`], [`crate::manifest`] and [`crate::tag`].
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use tokio::sync::Semaphore;
+use ulid::Ulid;
+
+use crate::{
+    epoch::{self, Lease, Leases, Standing, Timing},
+    error::{Code, Error, Result},
+    index::{Ask, Batch, Connect, Outcome, Shard, Write},
+    oci::{Digest, RepositoryName},
+    storage::{Key, StorageError, Store},
+};
+
+/// What a registry may use, and how long it keeps things.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Lease, deadline and margin.
+    pub timing: Timing,
+    /// How many shards a new epoch has.
+    pub shards: u16,
+    /// The memory in bytes that uploads may hold, all together; at least two parts of the store.
+    pub upload_memory: usize,
+    /// The largest blob in bytes; the store's own limit holds as well.
+    pub blob_size: u64,
+    /// The memory in bytes for manifests that were read.
+    pub manifest_cache: u64,
+    /// How long an upload that doesn't move is kept.
+    pub upload_expiry: Duration,
+    /// How old something that nothing needs must be before it is collected.
+    pub grace: Duration,
+    /// How many revisions of a tag are kept.
+    pub history: usize,
+    /// Tags that can't be moved or deleted once they exist, as patterns (`*` stands for any characters).
+    pub immutable_tags: Vec<String>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            timing: Timing::default(),
+            shards: 16,
+            upload_memory: 256 << 20,
+            blob_size: u64::MAX,
+            manifest_cache: 64 << 20,
+            upload_expiry: Duration::from_secs(24 * 3600),
+            grace: Duration::from_secs(24 * 3600),
+            history: 10,
+            immutable_tags: Vec::new(),
+        }
+    }
+}
+
+/// The layout's version that this release writes, and the oldest that it reads.
+const FORMAT: u32 = 1;
+
+/// `berth.json`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Format {
+    /// The layout's version.
+    version: u32,
+    /// The oldest release that may read, by the layout's version that it knows.
+    min_reader: u32,
+    /// The oldest release that may write.
+    min_writer: u32,
+    /// The bucket's own name, drawn at random.
+    bucket: Ulid,
+    /// The key for upload ids, 32 bytes in base64.
+    upload_key: String,
+}
+
+/// The manifests that were read, by digest: immutable, so never wrong. Weighed by their bytes.
+type ManifestCache = quick_cache::sync::Cache<Digest, Bytes, BytesOf>;
+
+#[derive(Clone, Debug)]
+struct BytesOf;
+
+impl quick_cache::Weighter<Digest, Bytes> for BytesOf {
+    fn weight(&self, _: &Digest, bytes: &Bytes) -> u64 {
+        bytes.len() as u64 + 256
+    }
+}
+
+/// One registry.
+#[derive(Debug)]
+pub struct Registry {
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) options: Options,
+    pub(crate) bucket: Ulid,
+    pub(crate) upload_key: Vec<u8>,
+    pub(crate) manifests: ManifestCache,
+    /// A permit is a KiB of memory for uploads.
+    pub(crate) memory: Arc<Semaphore>,
+    /// Wakes the background worker when this process left something for it.
+    pub(crate) work: tokio::sync::Notify,
+    /// Repositories that are being reconciled by this process.
+    pub(crate) reconciling: std::sync::Mutex<HashMap<RepositoryName, Arc<tokio::sync::Mutex<()>>>>,
+    leases: Arc<Leases>,
+}
+
+/// How a start that found another index in the bucket's newest epoch goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OtherIndex {
+    /// Refuse: somebody may be using it.
+    Refuse,
+    /// Begin the next epoch, with this index.
+    Replace,
+}
+
+impl Registry {
+    /// Opens the registry that a store holds, or makes a new one there, and takes the lease.
+    ///
+    /// An index that isn't the one that the bucket names is an error, but where nobody else can be using
+    /// the bucket ([`Store::is_exclusive`]) or `other` says so: then it becomes the bucket's index, empty,
+    /// to be filled by [`crate::reconcile`].
+    pub async fn open(store: Arc<dyn Store>, connect: Arc<dyn Connect>, options: Options, other: OtherIndex) -> Result<Arc<Self>> {
+        let least = 2 * store.part_size();
+        if options.upload_memory < least {
+            return Err(Error::internal(format!("limits.upload_memory must be at least {least} bytes, two parts of the store")));
+        }
+        let format = open_format(&store).await?;
+        let upload_key = base64::Engine::decode(&base64::engine::general_purpose::STANDARD, &format.upload_key)
+            .map_err(|error| Error::internal(format!("berth.json has a broken upload_key: {error}")))?;
+        let leases = Arc::new(Leases::new(Arc::clone(&store), connect, options.timing));
+        let registry = Arc::new(Self {
+            manifests: quick_cache::sync::Cache::with_weighter(
+                (options.manifest_cache / 1024).max(16) as usize,
+                options.manifest_cache,
+                BytesOf,
+            ),
+            memory: Arc::new(Semaphore::new(options.upload_memory / 1024)),
+            bucket: format.bucket,
+            work: tokio::sync::Notify::new(),
+            reconciling: std::sync::Mutex::default(),
+            upload_key,
+            leases,
+            options,
+            store,
+        });
+        registry.take_index(other).await?;
+        Ok(registry)
+    }
+
+    async fn take_index(&self, other: OtherIndex) -> Result<()> {
+        match self.leases.standing().await? {
+            Standing::Ours(_) => return Ok(()),
+            Standing::Fresh => {}
+            Standing::Others(number, record) => {
+                if !self.store.is_exclusive() && other == OtherIndex::Refuse {
+                    return Err(Error::new(
+                        Code::Unavailable,
+                        format!(
+                            "another index owns this bucket (epoch {number}, {} shards); `berth index rebuild` makes this one the owner, and fills it from the bucket",
+                            record.shards
+                        ),
+                    ));
+                }
+                tracing::warn!(epoch = %number, "the bucket names another index; this one takes over and is filled from the bucket");
+            }
+        }
+        self.leases.begin(self.options.shards).await?;
+        self.lease().await.map(drop)
+    }
+
+    /// This replica's right to believe the index.
+    pub async fn lease(&self) -> Result<Arc<Lease>> {
+        self.leases.lease().await
+    }
+
+    /// The handle on a repository, whether anything is in it or not. From here on what the index misses is
+    /// not there: the repository is reconciled first, if nobody has done that yet.
+    pub async fn repository(self: &Arc<Self>, name: &RepositoryName) -> Result<Repository> {
+        let lease = self.lease().await?;
+        let shard = lease.names.shard_of(name);
+        let repository = Repository { registry: Arc::clone(self), lease, shard, name: name.clone() };
+        if !repository.lease.knows_settled(shard) {
+            repository.ensure_reconciled().await?;
+        }
+        Ok(repository)
+    }
+
+    /// Whether every repository of the bucket is known to be reconciled.
+    pub async fn is_settled(&self) -> Result<bool> {
+        let lease = self.lease().await?;
+        for shard in lease.names.shards().filter(|&shard| !lease.knows_settled(shard)) {
+            if lease.get(shard, &[Ask::Value(lease.names.settled())]).await?[0].is_none() {
+                return Ok(false);
+            }
+            lease.saw_settled(shard);
+        }
+        Ok(true)
+    }
+
+    /// A page of the names of repositories that have a manifest, in byte order, after `after`, at most
+    /// `limit`, for which `visible` holds; and whether more may follow.
+    pub async fn catalog(
+        &self,
+        after: Option<&str>,
+        limit: usize,
+        visible: impl Fn(&RepositoryName) -> bool,
+    ) -> Result<(Vec<RepositoryName>, bool)> {
+        let lease = self.lease().await?;
+        let mut after = after.map(str::to_owned);
+        let mut page = Vec::new();
+        loop {
+            let names = self.catalog_of_all_shards(&lease, after.as_deref(), limit + 1).await?;
+            let (full, last) = (names.len() > limit, names.last().cloned());
+            for name in names {
+                let name: RepositoryName = name.parse().map_err(Error::internal)?;
+                if !visible(&name) {
+                    continue;
+                }
+                if page.len() == limit {
+                    return Ok((page, true));
+                }
+                page.push(name);
+            }
+            if !full {
+                return Ok((page, false));
+            }
+            after = last;
+        }
+    }
+
+    async fn catalog_of_all_shards(&self, lease: &Lease, after: Option<&str>, limit: usize) -> Result<Vec<String>> {
+        let group = lease.names.repositories();
+        let scans = lease.names.shards().map(|shard| lease.index.scan(shard, &group, after, limit));
+        let found = futures_util::future::try_join_all(scans).await?;
+        lease.check()?;
+        let mut names: Vec<String> = found.into_iter().flatten().map(|(name, _)| name).collect();
+        names.sort_unstable();
+        names.truncate(limit);
+        Ok(names)
+    }
+
+    /// Whether a tag can't be moved or deleted once it exists.
+    pub fn is_immutable(&self, tag: &crate::oci::Tag) -> bool {
+        self.options.immutable_tags.iter().any(|pattern| matches_text(pattern, tag.as_str()))
+    }
+}
+
+/// Whether `text` has the shape of `pattern`, in which `*` stands for any characters, also none.
+fn matches_text(pattern: &str, text: &str) -> bool {
+    let mut pieces = pattern.split('*');
+    let first = pieces.next().unwrap_or_default();
+    let Some(mut rest) = text.strip_prefix(first) else { return false };
+    let mut pieces: Vec<&str> = pieces.collect();
+    let Some(last) = pieces.pop() else { return rest.is_empty() };
+    for piece in pieces {
+        match rest.find(piece) {
+            Some(at) => rest = &rest[at + piece.len()..],
+            None => return false,
+        }
+    }
+    rest.ends_with(last)
+}
+
+/// The handle on one repository of a registry, for the length of one request.
+#[derive(Clone, Debug)]
+pub struct Repository {
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) lease: Arc<Lease>,
+    pub(crate) shard: Shard,
+    pub(crate) name: RepositoryName,
+}
+
+impl Repository {
+    /// Its name.
+    pub fn name(&self) -> &RepositoryName {
+        &self.name
+    }
+
+    pub(crate) fn store(&self) -> &Arc<dyn Store> {
+        &self.registry.store
+    }
+
+    /// Asks this repository's shard, and its fence in the same snapshot; a miss is only believed with it.
+    pub(crate) async fn ask(&self, asks: Vec<Ask>) -> Result<Vec<Option<Bytes>>> {
+        let mut asks = asks;
+        asks.push(self.lease.ask_fence());
+        let mut answers = self.lease.get(self.shard, &asks).await?;
+        let fence = answers.pop().flatten();
+        if answers.iter().any(Option::is_none) {
+            self.lease.confirm(fence.as_ref())?;
+        }
+        Ok(answers)
+    }
+
+    pub(crate) async fn commit(&self, batch: Batch) -> Result<Outcome> {
+        self.lease.commit(self.shard, batch).await
+    }
+
+    /// Commits writes that only have to happen behind the fence.
+    pub(crate) async fn write(&self, writes: Vec<Write>) -> Result<()> {
+        self.commit(Batch { writes, ..Batch::default() }).await.map(drop)
+    }
+}
+
+/// Reads `berth.json`, or writes the first one.
+async fn open_format(store: &Arc<dyn Store>) -> Result<Format> {
+    match epoch::read_json::<Format>(store, &Key::Format).await {
+        Ok(format) => return check_format(format),
+        Err(error) if error.code != Code::Unknown || store.stat(&Key::Format).await?.is_some() => return Err(error),
+        Err(_) => {}
+    }
+    let mut key = [0_u8; 32];
+    for half in key.chunks_mut(8) {
+        // The last 64 bits of a ULID are random.
+        half.copy_from_slice(&u128::from(Ulid::r#gen()).to_be_bytes()[8..]);
+    }
+    let format = Format {
+        version: FORMAT,
+        min_reader: FORMAT,
+        min_writer: FORMAT,
+        bucket: Ulid::r#gen(),
+        upload_key: base64::Engine::encode(&base64::engine::general_purpose::STANDARD, key),
+    };
+    let bytes = serde_json::to_vec_pretty(&format).map_err(Error::internal)?;
+    store.put(&Key::Format, vec![bytes.into()], None).await?;
+    // Where two replicas made the first one at the same time, what stands there now is what both go by.
+    check_format(epoch::read_json(store, &Key::Format).await?)
+}
+
+fn check_format(format: Format) -> Result<Format> {
+    if format.min_reader > FORMAT || format.min_writer > FORMAT {
+        return Err(Error::internal(format!(
+            "the bucket's layout is version {}, which wants a newer release; this one knows version {FORMAT}",
+            format.version
+        )));
+    }
+    Ok(format)
+}
+
+/// A missing object as `None`.
+pub(crate) fn found<T>(result: std::result::Result<T, StorageError>) -> Result<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(StorageError::NotFound(_)) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::matches_text;
+
+    #[test]
+    fn a_star_stands_for_any_characters() {
+        for (pattern, text) in [("v*", "v1"), ("v*", "v"), ("*", ""), ("*-rc*", "1-rc2"), ("a*b*c", "axxbc"), ("1.0", "1.0"), ("*.*", "1.0")] {
+            assert!(matches_text(pattern, text), "{pattern} {text}");
+        }
+        for (pattern, text) in [("v*", "1v"), ("1.0", "1.00"), ("a*b*c", "acb"), ("*b", "ba"), ("ab*ba", "aba")] {
+            assert!(!matches_text(pattern, text), "{pattern} {text}");
+        }
+    }
+}
