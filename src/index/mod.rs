@@ -5,6 +5,7 @@
 //! rules live above, in [`facts`] and the modules of the rules.
 
 pub mod facts;
+pub mod metered;
 
 use std::{fmt, sync::Arc, time::Duration};
 

@@ -5,6 +5,7 @@
 //! conditional writes; what comes too late is recognised by time instead (see [`Store::put`]).
 
 pub mod key;
+pub mod metered;
 
 use std::{fmt, ops::Range, pin::Pin, sync::Arc};
 
