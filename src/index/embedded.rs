@@ -484,3 +484,78 @@ impl StorageBackend for Unsynced {
         self.0.query_lock_range(start, end)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+
+    /// A disk that is full while `full` is set.
+    #[derive(Debug)]
+    struct Disk {
+        file: FileBackend,
+        full: Arc<AtomicBool>,
+    }
+
+    impl StorageBackend for Disk {
+        fn len(&self) -> io::Result<u64> {
+            self.file.len()
+        }
+
+        fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+            self.file.read(offset, out)
+        }
+
+        fn set_len(&self, len: u64) -> io::Result<()> {
+            self.file.set_len(len)
+        }
+
+        fn sync_data(&self) -> io::Result<()> {
+            self.file.sync_data()
+        }
+
+        fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+            if self.full.load(Ordering::SeqCst) {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            self.file.write(offset, data)
+        }
+    }
+
+    fn put_one(member: &str) -> Batch {
+        let fact = Fact::new("group", member);
+        Batch { writes: vec![Write::Put(fact, Bytes::from_static(b"x"))], ..Batch::default() }
+    }
+
+    #[tokio::test]
+    async fn a_full_disk_fails_batches_and_nothing_else() {
+        let directory = tempfile::TempDir::new().expect("a directory");
+        let path = directory.path().join(FILE);
+        let full = Arc::new(AtomicBool::new(false));
+        let disk_is_full = Arc::clone(&full);
+        let index = Embedded::start(move || {
+            let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path)?;
+            let disk = Disk { file: FileBackend::new(file)?, full: Arc::clone(&disk_is_full) };
+            Database::builder().create_with_backend(disk)
+        });
+        let index = index.expect("a database").connect().await.expect("a connection");
+        let shard = Shard(0);
+        index.commit(shard, put_one("before")).await.expect("a commit");
+        full.store(true, Ordering::SeqCst);
+        let error = index.commit(shard, put_one("full")).await.expect_err("no room");
+        assert!(matches!(error, IndexError::Unknown(_)), "{error:?}");
+        tokio::time::sleep(REOPEN_AFTER).await;
+        assert!(index.commit(shard, put_one("full")).await.is_err());
+        full.store(false, Ordering::SeqCst);
+        while index.commit(shard, put_one("after")).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        for member in ["before", "after"] {
+            let found = index.get(shard, &[Ask::Value(Fact::new("group", member))]).await.expect("an answer");
+            assert_eq!(found, [Some(Bytes::from_static(b"x"))], "{member}");
+        }
+        // A batch that failed wholly before it was committed was never made, and none is half made.
+        index.commit(shard, put_one("last")).await.expect("a commit");
+    }
+}
