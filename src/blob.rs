@@ -159,10 +159,7 @@ impl Repository {
             };
             let batch = Batch {
                 checks: vec![Check::Equals(link.clone(), value), Check::Empty(refs.clone())],
-                writes: vec![
-                    Write::Delete(link.clone()),
-                    Write::Put(names.trashed(fact.link), facts::encode(&trash)),
-                ],
+                writes: vec![Write::Delete(link.clone()), Write::Put(names.trashed(fact.link), facts::encode(&trash))],
                 ..Batch::default()
             };
             if let Outcome::Committed { .. } = self.commit(batch).await? {
@@ -172,7 +169,13 @@ impl Repository {
     }
 
     fn link_key(&self, digest: &Digest, fact: &LinkFact) -> Key {
-        Key::Link { repository: self.name.clone(), digest: digest.clone(), link: fact.link, data: fact.data, size: fact.size }
+        Key::Link {
+            repository: self.name.clone(),
+            digest: digest.clone(),
+            link: fact.link,
+            data: fact.data,
+            size: fact.size,
+        }
     }
 
     /// Links a blob of another repository here, without moving a byte. `None` where the source doesn't have
@@ -256,7 +259,13 @@ impl Repository {
 
     /// Writes the link's object. Only for a digest that was verified.
     pub(crate) async fn put_link(&self, attempt: Attempt, digest: &Digest, bytes: Bytes, size: u64) -> Result<()> {
-        let key = Key::Link { repository: self.name.clone(), digest: digest.clone(), link: attempt.link, data: bytes.data(), size };
+        let key = Key::Link {
+            repository: self.name.clone(),
+            digest: digest.clone(),
+            link: attempt.link,
+            data: bytes.data(),
+            size,
+        };
         Ok(self.store().put(&key, Vec::new(), None).await?)
     }
 
@@ -305,7 +314,9 @@ impl Repository {
                 let renewed = LinkFact { renewed: ours.renewed, ..there.clone() };
                 checks.push(Check::Equals(link.clone(), value.clone()));
                 writes.push(Write::Put(link.clone(), facts::encode(&renewed)));
-                if let (Bytes::Own(data), true) = (bytes, bytes != Bytes::Own(attempt.data) && there.data != bytes.data()) {
+                if let (Bytes::Own(data), true) =
+                    (bytes, bytes != Bytes::Own(attempt.data) && there.data != bytes.data())
+                {
                     // The upload ends with this batch, so nobody else will remove what it put aside.
                     let keys = vec![Key::Data(data).to_string()];
                     writes.push(self.trash(&TrashFact { keys, ..TrashFact::default() }));
@@ -369,8 +380,11 @@ fn unknown(digest: &Digest) -> Error {
 fn still_needed(digest: &Digest, needed_by: &[u8]) -> Error {
     let needed_by = String::from_utf8_lossy(needed_by);
     match needed_by.strip_prefix("m:") {
-        Some(manifest) => Error::new(Code::Denied, format!("manifest {manifest} of this repository needs the blob; delete that first"))
-            .with_detail(json!({ "digest": digest, "manifest": manifest })),
+        Some(manifest) => Error::new(
+            Code::Denied,
+            format!("manifest {manifest} of this repository needs the blob; delete that first"),
+        )
+        .with_detail(json!({ "digest": digest, "manifest": manifest })),
         None => Error::new(Code::Denied, "a manifest that needs the blob is being pushed to this repository")
             .with_detail(json!({ "digest": digest })),
     }

@@ -172,7 +172,9 @@ impl Leases {
         match self.ask().await? {
             Standing::Ours(lease) => Ok(lease),
             Standing::Fresh => Err(Error::unavailable("the bucket names no index")),
-            Standing::Others(number, _) => Err(Error::unavailable(format!("another index owns this bucket (epoch {number})"))),
+            Standing::Others(number, _) => {
+                Err(Error::unavailable(format!("another index owns this bucket (epoch {number})")))
+            }
         }
     }
 
@@ -288,11 +290,8 @@ async fn set_fence(index: &dyn Index, shard: Shard, names: &Names) -> Result<()>
         Some(value) => Check::Equals(names.fence(), value),
         None => Check::Absent(names.fence()),
     };
-    let batch = Batch {
-        checks: vec![check],
-        writes: vec![Write::Put(names.fence(), names.fence_value())],
-        ..Batch::default()
-    };
+    let batch =
+        Batch { checks: vec![check], writes: vec![Write::Put(names.fence(), names.fence_value())], ..Batch::default() };
     match index.commit(shard, batch).await? {
         Outcome::Committed { .. } => Ok(()),
         Outcome::Refused { .. } => Err(Error::unavailable("another replica set the fence at the same time")),

@@ -129,14 +129,13 @@ impl Error {
 impl From<StorageError> for Error {
     fn from(error: StorageError) -> Self {
         match error {
-            StorageError::Full(_) => {
-                Self::new(Code::Unavailable, "the registry's storage is full").because(error)
-            }
+            StorageError::Full(_) => Self::new(Code::Unavailable, "the registry's storage is full").because(error),
             StorageError::Refused(..) => {
                 Self::new(Code::Unavailable, "the registry's storage can't be written").because(error)
             }
             StorageError::PartChanged(_) => {
-                Self::new(Code::BlobUploadInvalid, "two requests wrote to this upload at once; start again").because(error)
+                Self::new(Code::BlobUploadInvalid, "two requests wrote to this upload at once; start again")
+                    .because(error)
             }
             StorageError::NotFound(_) => Self::internal(error),
             StorageError::TooLate(_) | StorageError::Unavailable(..) => Self::unavailable(error),

@@ -1,8 +1,21 @@
 //! Berth: a container registry in one binary.
+//!
+//! The map is in ARCHITECTURE.md; imports point one way, from here down to [`oci`].
 
 pub mod api;
+pub mod auth;
+pub mod blob;
+pub mod collect;
+pub mod epoch;
+pub mod error;
 pub mod index;
+pub mod manifest;
 pub mod oci;
+pub mod reconcile;
+pub mod registry;
 pub mod server;
 pub mod storage;
+pub mod tag;
 pub mod telemetry;
+pub mod upload;
+pub mod worker;

@@ -76,10 +76,11 @@ struct Format {
 }
 
 /// The manifests that were read, by digest: immutable, so never wrong. Weighed by their bytes.
-type ManifestCache = quick_cache::sync::Cache<Digest, Bytes, BytesOf>;
+pub(crate) type ManifestCache = quick_cache::sync::Cache<Digest, Bytes, BytesOf>;
 
+/// Weighs a manifest by its bytes, and what keeping it costs beside them.
 #[derive(Clone, Debug)]
-struct BytesOf;
+pub(crate) struct BytesOf;
 
 impl quick_cache::Weighter<Digest, Bytes> for BytesOf {
     fn weight(&self, _: &Digest, bytes: &Bytes) -> u64 {
@@ -92,7 +93,6 @@ impl quick_cache::Weighter<Digest, Bytes> for BytesOf {
 pub struct Registry {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) options: Options,
-    pub(crate) bucket: Ulid,
     pub(crate) upload_key: Vec<u8>,
     pub(crate) manifests: ManifestCache,
     /// A permit is a KiB of memory for uploads.
@@ -119,10 +119,17 @@ impl Registry {
     /// An index that isn't the one that the bucket names is an error, but where nobody else can be using
     /// the bucket ([`Store::is_exclusive`]) or `other` says so: then it becomes the bucket's index, empty,
     /// to be filled by [`crate::reconcile`].
-    pub async fn open(store: Arc<dyn Store>, connect: Arc<dyn Connect>, options: Options, other: OtherIndex) -> Result<Arc<Self>> {
+    pub async fn open(
+        store: Arc<dyn Store>,
+        connect: Arc<dyn Connect>,
+        options: Options,
+        other: OtherIndex,
+    ) -> Result<Arc<Self>> {
         let least = 2 * store.part_size();
         if options.upload_memory < least {
-            return Err(Error::internal(format!("limits.upload_memory must be at least {least} bytes, two parts of the store")));
+            return Err(Error::internal(format!(
+                "limits.upload_memory must be at least {least} bytes, two parts of the store"
+            )));
         }
         let format = open_format(&store).await?;
         let upload_key = base64::Engine::decode(&base64::engine::general_purpose::STANDARD, &format.upload_key)
@@ -135,7 +142,6 @@ impl Registry {
                 BytesOf,
             ),
             memory: Arc::new(Semaphore::new(options.upload_memory / 1024)),
-            bucket: format.bucket,
             work: tokio::sync::Notify::new(),
             reconciling: std::sync::Mutex::default(),
             upload_key,
@@ -176,13 +182,18 @@ impl Registry {
     /// The handle on a repository, whether anything is in it or not. From here on what the index misses is
     /// not there: the repository is reconciled first, if nobody has done that yet.
     pub async fn repository(self: &Arc<Self>, name: &RepositoryName) -> Result<Repository> {
-        let lease = self.lease().await?;
-        let shard = lease.names.shard_of(name);
-        let repository = Repository { registry: Arc::clone(self), lease, shard, name: name.clone() };
-        if !repository.lease.knows_settled(shard) {
+        let repository = self.unreconciled(name).await?;
+        if !repository.lease.knows_settled(repository.shard) {
             repository.ensure_reconciled().await?;
         }
         Ok(repository)
+    }
+
+    /// The handle on a repository of which the index may not know everything yet.
+    pub(crate) async fn unreconciled(self: &Arc<Self>, name: &RepositoryName) -> Result<Repository> {
+        let lease = self.lease().await?;
+        let shard = lease.names.shard_of(name);
+        Ok(Repository { registry: Arc::clone(self), lease, shard, name: name.clone() })
     }
 
     /// Whether every repository of the bucket is known to be reconciled.
@@ -237,6 +248,24 @@ impl Registry {
         names.sort_unstable();
         names.truncate(limit);
         Ok(names)
+    }
+
+    /// The path components right under a path, of repositories that have a manifest, in byte order.
+    pub async fn children(&self, path: &str, visible: impl Fn(&RepositoryName) -> bool) -> Result<Vec<String>> {
+        let prefix = format!("{path}/");
+        let mut children = std::collections::BTreeSet::new();
+        let mut after = prefix.clone();
+        loop {
+            let (names, more) = self.catalog(Some(&after), 1000, &visible).await?;
+            for name in &names {
+                let Some(rest) = name.as_str().strip_prefix(&prefix) else { return Ok(Vec::from_iter(children)) };
+                children.insert(rest.split('/').next().unwrap_or_default().to_owned());
+            }
+            match names.last() {
+                Some(last) if more => after = last.as_str().to_owned(),
+                _ => return Ok(Vec::from_iter(children)),
+            }
+        }
     }
 
     /// Whether a tag can't be moved or deleted once it exists.
@@ -352,7 +381,15 @@ mod tests {
 
     #[test]
     fn a_star_stands_for_any_characters() {
-        for (pattern, text) in [("v*", "v1"), ("v*", "v"), ("*", ""), ("*-rc*", "1-rc2"), ("a*b*c", "axxbc"), ("1.0", "1.0"), ("*.*", "1.0")] {
+        for (pattern, text) in [
+            ("v*", "v1"),
+            ("v*", "v"),
+            ("*", ""),
+            ("*-rc*", "1-rc2"),
+            ("a*b*c", "axxbc"),
+            ("1.0", "1.0"),
+            ("*.*", "1.0"),
+        ] {
             assert!(matches_text(pattern, text), "{pattern} {text}");
         }
         for (pattern, text) in [("v*", "1v"), ("1.0", "1.00"), ("a*b*c", "acb"), ("*b", "ba"), ("ab*ba", "aba")] {

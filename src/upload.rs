@@ -76,7 +76,14 @@ impl Repository {
     /// Takes more bytes in. `at` is where they begin, if the client said so.
     ///
     /// A body that breaks off is kept as far as it came, so that the client can go on from there.
-    pub async fn append(&self, id: &UploadId, proof: Option<&Proof>, at: Option<u64>, algorithm: Algorithm, mut body: Incoming) -> Result<Progress> {
+    pub async fn append(
+        &self,
+        id: &UploadId,
+        proof: Option<&Proof>,
+        at: Option<u64>,
+        algorithm: Algorithm,
+        mut body: Incoming,
+    ) -> Result<Progress> {
         let memory = body.reserve(&self.registry, self.store().part_size()).await?;
         let head = body.head(self.store().part_size()).await;
         let is_first = proof.is_some_and(|proof| *proof == id.proof(&self.registry.upload_key, 0, None));
@@ -170,7 +177,11 @@ impl Repository {
             let last = async {
                 let Some(parts) = &open.parts else { return Ok(None) };
                 let key = Key::Data(parts.data);
-                Ok(Some(self.store().put_part(&key, &parts.id, parts.parts.len(), parts.part_size, taken.rest.clone()).await?))
+                Ok(Some(
+                    self.store()
+                        .put_part(&key, &parts.id, parts.parts.len(), parts.part_size, taken.rest.clone())
+                        .await?,
+                ))
             };
             let ((), last) = futures_util::try_join!(aside, last)?;
             if let (Some(parts), Some(last)) = (&mut open.parts, last) {
@@ -207,7 +218,9 @@ impl Repository {
             if let Some(stored) = &stored {
                 writes.push(self.trash(&trash_of(&stored.open)));
             }
-            if let Outcome::Committed { .. } = self.commit(Batch { checks: vec![check], writes, ..Batch::default() }).await? {
+            if let Outcome::Committed { .. } =
+                self.commit(Batch { checks: vec![check], writes, ..Batch::default() }).await?
+            {
                 self.registry.work.notify_one();
                 return Ok(());
             }
@@ -279,7 +292,6 @@ impl Repository {
         Write::Put(self.lease.names.trashed(self.fresh()), facts::encode(trash))
     }
 }
-}
 
 /// Everything that an open upload holds in the bucket.
 pub(crate) fn trash_of(open: &OpenUpload) -> TrashFact {
@@ -314,4 +326,3 @@ fn out_of_order(offset: u64) -> Error {
 fn digest_invalid(digest: &Digest) -> Error {
     Error::new(Code::DigestInvalid, "the bytes don't have this digest").with_detail(json!({ "digest": digest }))
 }
-

@@ -48,9 +48,9 @@ impl Names {
 
     /// FNV-1a, 64 bits, folded: the same on every replica and in every release.
     fn hash(&self, text: &str) -> Shard {
-        let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-        });
+        let hash = text
+            .bytes()
+            .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
         Shard(((hash ^ (hash >> 32)) % u64::from(self.shards)) as u16)
     }
 
@@ -92,7 +92,7 @@ impl Names {
         self.group("repositories")
     }
 
-    /// digest -> [`LinkFact`].
+    /// One link: digest -> [`LinkFact`].
     pub fn link(&self, repository: &RepositoryName, digest: &Digest) -> Fact {
         Fact::new(self.of("links", repository), digest.as_str())
     }
@@ -231,9 +231,12 @@ pub fn encode<T: Serialize>(record: &T) -> Bytes {
 /// Bytes as a record.
 pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, IndexError> {
     match bytes.split_first() {
-        Some((&VERSION, json)) => serde_json::from_slice(json)
-            .map_err(|error| IndexError::Broken(format!("a record can't be read: {error}"))),
-        Some((version, _)) => Err(IndexError::Broken(format!("a record has version {version}, this release reads {VERSION}"))),
+        Some((&VERSION, json)) => {
+            serde_json::from_slice(json).map_err(|error| IndexError::Broken(format!("a record can't be read: {error}")))
+        }
+        Some((version, _)) => {
+            Err(IndexError::Broken(format!("a record has version {version}, this release reads {VERSION}")))
+        }
         None => Err(IndexError::Broken("a record is empty".to_owned())),
     }
 }
@@ -331,6 +334,8 @@ pub struct IntentFact {
     pub deadline: StoreTime,
     /// The manifest; nothing where tags are deleted.
     pub manifest: Option<IntendedManifest>,
+    /// What the manifest needs, each pinned by `p:<intent>`.
+    pub needs: Vec<Digest>,
     /// When it was reserved.
     pub at: StoreTime,
     /// By whom.

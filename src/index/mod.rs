@@ -4,8 +4,11 @@
 //! (shard, group, member) -> value, and everything that matters is decided by the checks of a batch. All
 //! rules live above, in [`facts`] and the modules of the rules.
 
+pub mod embedded;
 pub mod facts;
 pub mod metered;
+pub mod redis;
+mod wake;
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -148,5 +151,12 @@ impl Fact {
     /// Names a fact.
     pub fn new(group: impl Into<String>, member: impl Into<String>) -> Self {
         Self { group: group.into(), member: member.into() }
+    }
+}
+
+impl Batch {
+    /// Whether a write asks for a sequence number that the batch doesn't take. No index commits such a batch.
+    fn lacks_sequence(&self) -> bool {
+        self.sequence.is_none() && self.writes.iter().any(|write| matches!(write, Write::PutNumbered(..)))
     }
 }

@@ -2,7 +2,9 @@
 
 use std::sync::OnceLock;
 
-use super::{Incoming, Proof, Stored, UploadId, digest_invalid, intake, nothing_yet, out_of_order, trash_of, upload_unknown};
+use super::{
+    Incoming, Proof, Stored, UploadId, digest_invalid, intake, nothing_yet, out_of_order, trash_of, upload_unknown,
+};
 use crate::{
     blob::{Attempt, Blob, Bytes, LinkCommit},
     error::{Code, Error, Result},
@@ -49,7 +51,14 @@ struct Verified {
 impl Repository {
     /// Makes the upload a blob, with the last of its bytes in `body` (often none). The same request again
     /// gets the same answer.
-    pub async fn finish(&self, id: &UploadId, proof: Option<&Proof>, at: Option<u64>, digest: &Digest, mut body: Incoming) -> Result<Blob> {
+    pub async fn finish(
+        &self,
+        id: &UploadId,
+        proof: Option<&Proof>,
+        at: Option<u64>,
+        digest: &Digest,
+        mut body: Incoming,
+    ) -> Result<Blob> {
         let part_size = self.store().part_size();
         let attempt = self.attempt();
         let memory = body.reserve(&self.registry, part_size).await?;
@@ -113,9 +122,18 @@ impl Repository {
 }
 
 impl Closing<'_> {
-    async fn close(&self, stored: Stored, has_link: bool, head: Head, body: Incoming, memory: intake::Memory) -> Result<Blob> {
+    async fn close(
+        &self,
+        stored: Stored,
+        has_link: bool,
+        head: Head,
+        body: Incoming,
+        memory: intake::Memory,
+    ) -> Result<Blob> {
         let is_large = !head.is_all && stored.open.offset == 0;
-        let early = is_large && !has_link && self.hint.as_ref().is_some_and(|hint| body.length.is_none_or(|length| length == hint.size));
+        let early = is_large
+            && !has_link
+            && self.hint.as_ref().is_some_and(|hint| body.length.is_none_or(|length| length == hint.size));
         let is_there = (is_large && has_link) || (early && self.join().await?);
         let mut intake = self.repository.resume(self.id, self.proof, &stored, !head.is_empty(), memory).await?;
         if is_there {
@@ -193,7 +211,9 @@ impl Closing<'_> {
         let (bytes, size) = (Bytes::Joined(data), all.taken.offset);
         self.repository.put_link(self.attempt, self.digest, bytes, size).await?;
         let (guard, closing) = (Some(self.unmoved(&all)), self.closing(trash_of(&all.leftover())));
-        self.repository.commit_link(LinkCommit { attempt: self.attempt, digest: self.digest, bytes, size, guard, closing }).await
+        self.repository
+            .commit_link(LinkCommit { attempt: self.attempt, digest: self.digest, bytes, size, guard, closing })
+            .await
     }
 
     /// Puts what isn't stored yet, then the link (beside it, where the digest was compared), and commits.
@@ -201,7 +221,7 @@ impl Closing<'_> {
         let (guard, size, recorded) = (Some(self.unmoved(&all)), all.taken.offset, all.recorded());
         let Verified { taken, before, compared } = all;
         let mut leftover = OpenUpload { parts: None, ..before.open };
-        let data = match taken.parts {
+        let data = match &taken.parts {
             Some(parts) => parts.data,
             None if taken.rest_size == 0 && size > 0 => match leftover.aside.take() {
                 Some(aside) => aside.data,
@@ -219,11 +239,20 @@ impl Closing<'_> {
             link.await?;
         }
         let (bytes, closing) = (Bytes::Own(data), self.closing(trash_of(&leftover)));
-        self.repository.commit_link(LinkCommit { attempt: self.attempt, digest: self.digest, bytes, size, guard, closing }).await
+        self.repository
+            .commit_link(LinkCommit { attempt: self.attempt, digest: self.digest, bytes, size, guard, closing })
+            .await
     }
 
     /// Makes the bytes one readable object at `data`.
-    async fn assemble(&self, data: DataKey, parts: Option<facts::PartsUpload>, rest: crate::storage::Chunks, rest_size: u64, size: u64) -> Result<()> {
+    async fn assemble(
+        &self,
+        data: DataKey,
+        parts: Option<facts::PartsUpload>,
+        rest: crate::storage::Chunks,
+        rest_size: u64,
+        size: u64,
+    ) -> Result<()> {
         let (store, key) = (self.repository.store(), Key::Data(data));
         match parts {
             Some(mut parts) => {
@@ -240,7 +269,13 @@ impl Closing<'_> {
     }
 
     /// Hashes the stored bytes once more, by the algorithm that only the closing request named.
-    async fn compare_stored(&self, data: DataKey, size: u64, recorded: bytes::Bytes, leftover: &OpenUpload) -> Result<()> {
+    async fn compare_stored(
+        &self,
+        data: DataKey,
+        size: u64,
+        recorded: bytes::Bytes,
+        leftover: &OpenUpload,
+    ) -> Result<()> {
         let mut hasher = Hasher::new(self.digest.algorithm());
         if size > 0 {
             let mut bytes = self.repository.store().read(&Key::Data(data), None).await?;

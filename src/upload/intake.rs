@@ -35,7 +35,7 @@ pub struct Incoming {
 
 /// The memory that an upload may use, given back when dropped.
 pub(crate) struct Memory {
-    first: OwnedSemaphorePermit,
+    _first: OwnedSemaphorePermit,
     part_size: usize,
     registry: Arc<Registry>,
 }
@@ -72,7 +72,7 @@ impl Incoming {
         let need = self.length.map_or(part_size, |length| length.min(part_size as u64) as usize);
         let permits = need.div_ceil(1024) as u32;
         let first = Arc::clone(&registry.memory).acquire_many_owned(permits).await.map_err(Error::internal)?;
-        Ok(Memory { first, part_size, registry: Arc::clone(registry) })
+        Ok(Memory { _first: first, part_size, registry: Arc::clone(registry) })
     }
 
     /// Reads up to one part.
@@ -90,7 +90,10 @@ impl Incoming {
                 }
                 None => {
                     head.is_all = true;
-                    head.error = self.length.filter(|&length| length != head.size as u64).map(|_| broke_off("shorter than it said"));
+                    head.error = self
+                        .length
+                        .filter(|&length| length != head.size as u64)
+                        .map(|_| broke_off("shorter than it said"));
                     return head;
                 }
             }
@@ -139,9 +142,21 @@ impl Taken {
     pub(super) async fn whole(hasher: Hasher, offset: u64, chunks: Chunks) -> Result<Self> {
         let size: u64 = chunks.iter().map(|chunk| chunk.len() as u64).sum();
         let hasher = hash(hasher, chunks.clone()).await?;
-        Ok(Self { hasher, offset: offset + size, parts: None, rest: chunks, rest_size: size, recorded: None, error: None, _memory: None })
+        Ok(Self {
+            hasher,
+            offset: offset + size,
+            parts: None,
+            rest: chunks,
+            rest_size: size,
+            recorded: None,
+            error: None,
+            _memory: None,
+        })
     }
 }
+
+/// A part on its way: the hash behind it, and its name unless it is only hashed.
+type Putting = JoinHandle<Result<(Hasher, Option<PartId>)>>;
 
 /// One body on its way into the store.
 pub(super) struct Intake<'a> {
@@ -159,7 +174,7 @@ pub(super) struct Intake<'a> {
     pending_size: usize,
     /// How many of the pending bytes, at their beginning, are in the hash already.
     pending_hashed: usize,
-    putting: Option<JoinHandle<Result<(Hasher, Option<PartId>)>>>,
+    putting: Option<Putting>,
     second: Option<OwnedSemaphorePermit>,
     error: Option<Error>,
     memory: Memory,
@@ -343,7 +358,10 @@ impl<'a> Intake<'a> {
         let upload = repository.lease.names.upload(self.id.ulid);
         let (open, check) = match &self.recorded {
             Some((open, value)) => (open.clone(), Check::Equals(upload.clone(), value.clone())),
-            None => (super::nothing_yet(self.hasher.as_ref().ok_or_else(|| Error::internal("a hash is missing"))?), Check::Absent(upload.clone())),
+            None => (
+                super::nothing_yet(self.hasher.as_ref().ok_or_else(|| Error::internal("a hash is missing"))?),
+                Check::Absent(upload.clone()),
+            ),
         };
         let open = OpenUpload { parts: Some(parts.clone()), ..open };
         let value = repository.record(UploadState::Open(open.clone()));

@@ -1,3 +1,5 @@
 //! The one integration binary: Berth in process and as a real binary, against real stores and indexes.
 
+mod index;
+mod redis_server;
 mod server;

@@ -1,0 +1,381 @@
+//! Reconciling: an empty index learns from the bucket what was acknowledged before it.
+//!
+//! By repository: links whose bytes are there, then manifests whose links are there, then tags, each by the
+//! greatest revision that counts. Whoever needs a repository first reconciles it; one walk does the rest, and
+//! then the shards are settled. It only ever adds what the shard doesn't know, so it may run beside pushes,
+//! and twice.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use futures_util::{StreamExt, TryStreamExt, stream};
+use ulid::Ulid;
+
+use crate::{
+    error::{Code, Error, Result},
+    index::{
+        Ask, Batch, Check, Fact, Outcome, Write,
+        facts::{self, DataFact, DataState, LinkFact, ManifestFact, TagFact, TagState, Target, TrashFact},
+    },
+    manifest::needed,
+    oci::{Digest, Manifest, RepositoryName, Tag, manifest::MAX_MANIFEST},
+    registry::{Registry, Repository, found},
+    storage::{DataKey, Key, Revision, key, read_small},
+};
+
+/// How many links or manifests are looked at side by side.
+const SIDE_BY_SIDE: usize = 32;
+
+/// What a walk over the bucket found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Walked {
+    /// Repositories.
+    pub repositories: usize,
+    /// What was adopted in all of them.
+    pub adopted: Adopted,
+}
+
+/// What was adopted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Adopted {
+    /// Links.
+    pub links: usize,
+    /// Manifests.
+    pub manifests: usize,
+    /// Tags.
+    pub tags: usize,
+    /// Links, manifests and tags of which something is missing; each has a line in the log.
+    pub dangling: usize,
+}
+
+/// Reconciles every repository of the bucket, then settles the shards. `progress` is told of each.
+pub async fn walk(registry: &Arc<Registry>, mut progress: impl FnMut(&RepositoryName, Walked)) -> Result<Walked> {
+    let mut walked = Walked::default();
+    let mut after: Option<String> = None;
+    while let Some((name, next)) = next_repository(registry, after).await? {
+        after = Some(next);
+        let Some(name) = name else { continue };
+        // The handle reconciles by itself; here it is asked for what it did.
+        let adopted = reconcile(registry, &name).await?;
+        walked.repositories += 1;
+        walked.adopted.links += adopted.links;
+        walked.adopted.manifests += adopted.manifests;
+        walked.adopted.tags += adopted.tags;
+        walked.adopted.dangling += adopted.dangling;
+        progress(&name, walked);
+    }
+    let lease = registry.lease().await?;
+    for shard in lease.names.shards() {
+        let writes = vec![Write::Put(lease.names.settled(), bytes::Bytes::new())];
+        lease.commit(shard, Batch { writes, ..Batch::default() }).await?;
+        lease.saw_settled(shard);
+    }
+    Ok(walked)
+}
+
+/// The repository of the first key after `after`, and from where to go on behind the folder that it is in.
+async fn next_repository(
+    registry: &Registry,
+    after: Option<String>,
+) -> Result<Option<(Option<RepositoryName>, String)>> {
+    let page = registry.store.list(key::REPOSITORIES, after.as_deref(), 1).await?;
+    let Some((text, _)) = page.objects.first() else { return Ok(None) };
+    // "0" is the character behind the slash: everything in this folder comes before it.
+    for folder in ["/_blobs/", "/_manifests/", "/_tags/"] {
+        if let Some((head, _)) = text.split_once(folder)
+            && let Some(name) = head.strip_prefix(key::REPOSITORIES)
+            && let Ok(name) = name.parse()
+        {
+            return Ok(Some((Some(name), format!("{head}{}0", folder.trim_end_matches('/')))));
+        }
+    }
+    Ok(Some((None, text.clone())))
+}
+
+impl Repository {
+    /// Makes sure that what the index misses is not there.
+    pub(crate) async fn ensure_reconciled(&self) -> Result<()> {
+        if self.is_reconciled().await? {
+            return Ok(());
+        }
+        let turn = {
+            let mut reconciling = self.registry.reconciling.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            Arc::clone(reconciling.entry(self.name.clone()).or_default())
+        };
+        let _turn = turn.lock().await;
+        let result = match self.is_reconciled().await {
+            Ok(false) => self.adopt_all().await.map(drop),
+            other => other.map(drop),
+        };
+        self.registry.reconciling.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remove(&self.name);
+        result
+    }
+
+    async fn is_reconciled(&self) -> Result<bool> {
+        let names = &self.lease.names;
+        let answers = self.ask(vec![Ask::Value(names.settled()), Ask::Value(names.reconciled(&self.name))]).await?;
+        if answers[0].is_some() {
+            self.lease.saw_settled(self.shard);
+        }
+        Ok(answers.iter().any(Option::is_some))
+    }
+
+    async fn adopt_all(&self) -> Result<Adopted> {
+        let mut adopted = Adopted::default();
+        self.adopt_links(&mut adopted).await?;
+        self.adopt_manifests(&mut adopted).await?;
+        self.adopt_tags(&mut adopted).await?;
+        let names = &self.lease.names;
+        self.write(vec![Write::Put(names.reconciled(&self.name), bytes::Bytes::new())]).await?;
+        tracing::info!(repository = %self.name, links = adopted.links, manifests = adopted.manifests, tags = adopted.tags,
+            dangling = adopted.dangling, "a repository was reconciled with the bucket");
+        Ok(adopted)
+    }
+
+    /// The check that nobody has reconciled this repository yet: what was listed may be outdated otherwise.
+    fn not_yet(&self) -> [Check; 2] {
+        let names = &self.lease.names;
+        [Check::Absent(names.settled()), Check::Absent(names.reconciled(&self.name))]
+    }
+
+    async fn adopt_links(&self, adopted: &mut Adopted) -> Result<()> {
+        let keys = self.listed(key::Folder::Blobs).await?;
+        let mut results = stream::iter(keys)
+            .map(|(key, _)| async move {
+                match key {
+                    Key::Link { digest, link, data, size, .. } => self.adopt_link(digest, link, data, size).await,
+                    _ => Ok(Adoption::Known),
+                }
+            })
+            .buffer_unordered(SIDE_BY_SIDE);
+        while let Some(adoption) = results.try_next().await? {
+            adoption.count(&mut adopted.links, &mut adopted.dangling);
+        }
+        Ok(())
+    }
+
+    async fn adopt_link(&self, digest: Digest, link: Ulid, data: DataKey, size: u64) -> Result<Adoption> {
+        let stat = self.store().stat(&Key::Data(data)).await?;
+        if stat.is_none_or(|stat| stat.size != size) {
+            tracing::warn!(repository = %self.name, %digest, data = %data, "a link's bytes are missing; it is not adopted");
+            return Ok(Adoption::Dangling);
+        }
+        if !self.adopt_data(&digest, link, data, size).await? {
+            return Ok(Adoption::Dangling);
+        }
+        let names = &self.lease.names;
+        let fact = names.link(&self.name, &digest);
+        let unknown = [Check::Absent(names.attempt(link)), Check::Absent(names.trashed(link))];
+        loop {
+            let there = self.ask(vec![Ask::Value(fact.clone())]).await?.pop().flatten();
+            let mut checks: Vec<Check> = self.not_yet().into_iter().chain(unknown.clone()).collect();
+            let is_first = there.is_none();
+            let write = match there {
+                None => {
+                    checks.push(Check::Absent(fact.clone()));
+                    let link = LinkFact { link, data, size, renewed: self.lease.record.at };
+                    Write::Put(fact.clone(), facts::encode(&link))
+                }
+                Some(value) => {
+                    let known: LinkFact = facts::decode(&value)?;
+                    if known.link == link {
+                        return Ok(Adoption::Known);
+                    }
+                    checks.push(Check::Equals(fact.clone(), value));
+                    let key = Key::Link { repository: self.name.clone(), digest: digest.clone(), link, data, size };
+                    let trash = TrashFact {
+                        keys: vec![key.to_string()],
+                        user: Some((data, self.name.clone(), link)),
+                        ..TrashFact::default()
+                    };
+                    Write::Put(names.trashed(link), facts::encode(&trash))
+                }
+            };
+            match self.commit(Batch { checks, writes: vec![write], ..Batch::default() }).await? {
+                Outcome::Committed { .. } if is_first => return Ok(Adoption::Adopted),
+                Outcome::Committed { .. } | Outcome::Refused { check: 0..4 } => return Ok(Adoption::Known),
+                Outcome::Refused { .. } => {}
+            }
+        }
+    }
+
+    /// Makes a data object live, or joins it, for a link that is about to be adopted.
+    async fn adopt_data(&self, digest: &Digest, link: Ulid, data: DataKey, size: u64) -> Result<bool> {
+        let names = &self.lease.names;
+        let (home, fact) = (names.home_of(data), names.data(data));
+        let live = facts::encode(&DataFact { digest: digest.clone(), size, state: DataState::Live });
+        loop {
+            let there = self.lease.get(home, &[Ask::Value(fact.clone())]).await?.pop().flatten();
+            let mut writes = vec![Write::Put(names.user(data, &self.name, link), bytes::Bytes::new())];
+            let mut checks = vec![Check::Absent(names.settled())];
+            match there {
+                None => {
+                    checks.push(Check::Absent(fact.clone()));
+                    writes.push(Write::Put(fact.clone(), live.clone()));
+                }
+                Some(value) if value == live => checks.push(Check::Equals(fact.clone(), value)),
+                Some(value) => {
+                    let other: DataFact = facts::decode(&value)?;
+                    let same_bytes = other.size == size && other.digest.algorithm() != digest.algorithm();
+                    if other.state == DataState::Dying || !same_bytes {
+                        tracing::warn!(repository = %self.name, %digest, data = %data, "a link's bytes are known as something else; it is not adopted");
+                        return Ok(false);
+                    }
+                    checks.push(Check::Equals(fact.clone(), value));
+                }
+            }
+            match self.lease.commit(home, Batch { checks, writes, ..Batch::default() }).await? {
+                Outcome::Committed { .. } => return Ok(true),
+                Outcome::Refused { check: 0 } => return Ok(false),
+                Outcome::Refused { .. } => {}
+            }
+        }
+    }
+
+    async fn adopt_manifests(&self, adopted: &mut Adopted) -> Result<()> {
+        let keys = self.listed(key::Folder::Manifests).await?;
+        let mut results = stream::iter(keys)
+            .map(|(key, _)| async move {
+                match key {
+                    Key::Manifest { digest, object, .. } => self.adopt_manifest(digest, object).await,
+                    _ => Ok(Adoption::Known),
+                }
+            })
+            .buffer_unordered(SIDE_BY_SIDE);
+        while let Some(adoption) = results.try_next().await? {
+            adoption.count(&mut adopted.manifests, &mut adopted.dangling);
+        }
+        Ok(())
+    }
+
+    async fn adopt_manifest(&self, digest: Digest, object: Ulid) -> Result<Adoption> {
+        let names = &self.lease.names;
+        let fact = names.manifest(&self.name, &digest);
+        let key = self.manifest_key(&digest, object);
+        let Some(bytes) = found(read_small(self.store(), &key, MAX_MANIFEST).await)? else {
+            return Ok(Adoption::Known);
+        };
+        let manifest = match Manifest::parse(&bytes, None) {
+            Ok(manifest) if Digest::of(digest.algorithm(), &bytes) == digest => manifest,
+            _ => {
+                tracing::warn!(repository = %self.name, %digest, "a manifest's object is not what its name says; it is not adopted");
+                return Ok(Adoption::Dangling);
+            }
+        };
+        let to = Target { digest: digest.clone(), media_type: manifest.media_type.clone(), size: bytes.len() as u64 };
+        let state = TagState { to: None, at: crate::storage::StoreTime(object.timestamp_ms()), by: String::new() };
+        let mut checks: Vec<Check> = self.not_yet().into_iter().collect();
+        checks.push(Check::Absent(fact.clone()));
+        checks.extend(manifest.needs.iter().map(|needs| Check::Present(names.link(&self.name, needs))));
+        let writes = self.manifest_facts(&manifest, &to, object, &state);
+        match self.commit(Batch { checks, writes, ..Batch::default() }).await? {
+            Outcome::Committed { .. } => Ok(Adoption::Adopted),
+            Outcome::Refused { check: 0 | 1 } => Ok(Adoption::Known),
+            Outcome::Refused { check: 2 } => self.yield_to_manifest(&fact, &digest, object).await,
+            Outcome::Refused { .. } => {
+                tracing::warn!(repository = %self.name, %digest, needs = needed(&manifest).len(), "a manifest's blobs are missing; it is not adopted");
+                Ok(Adoption::Dangling)
+            }
+        }
+    }
+
+    /// A second object of a manifest goes to the trash.
+    async fn yield_to_manifest(&self, fact: &Fact, digest: &Digest, object: Ulid) -> Result<Adoption> {
+        let Some(value) = self.ask(vec![Ask::Value(fact.clone())]).await?.pop().flatten() else {
+            return Ok(Adoption::Known);
+        };
+        let there: ManifestFact = facts::decode(&value)?;
+        if there.object != object {
+            let keys = vec![self.manifest_key(digest, object).to_string()];
+            let mut checks: Vec<Check> = self.not_yet().into_iter().collect();
+            checks.push(Check::Equals(fact.clone(), value));
+            let writes = vec![self.trash(&TrashFact { keys, ..TrashFact::default() })];
+            self.commit(Batch { checks, writes, ..Batch::default() }).await?;
+        }
+        Ok(Adoption::Known)
+    }
+
+    async fn adopt_tags(&self, adopted: &mut Adopted) -> Result<()> {
+        let mut newest: BTreeMap<Tag, (Revision, Option<Digest>, Key)> = BTreeMap::new();
+        for (key, counts) in self.listed(key::Folder::Tags).await? {
+            let Key::Tag { tag, revision, to, .. } = key.clone() else { continue };
+            if counts && newest.get(&tag).is_none_or(|(known, ..)| *known < revision) {
+                newest.insert(tag, (revision, to, key));
+            }
+        }
+        for (tag, (revision, to, key)) in newest {
+            self.adopt_tag(&tag, revision, to, &key).await?.count(&mut adopted.tags, &mut adopted.dangling);
+        }
+        Ok(())
+    }
+
+    async fn adopt_tag(&self, tag: &Tag, revision: Revision, to: Option<Digest>, key: &Key) -> Result<Adoption> {
+        let names = &self.lease.names;
+        let bytes = read_small(self.store(), key, MAX_MANIFEST).await?;
+        let state: TagState = serde_json::from_slice(&bytes)
+            .map_err(|error| Error::new(Code::Unknown, "internal error").because(format!("{key}: {error}")))?;
+        let mut checks: Vec<Check> = self.not_yet().into_iter().collect();
+        let mut writes = vec![
+            Write::Raise(names.tag(&self.name, tag), TagFact { revision, state }.encode()),
+            Write::Put(names.trim(&self.name, tag), bytes::Bytes::new()),
+        ];
+        if let Some(digest) = to {
+            checks.push(Check::Present(names.manifest(&self.name, &digest)));
+            let group = names.names_of(&self.name, &digest);
+            writes.push(Write::Put(Fact::new(group, format!("t:{tag}")), bytes::Bytes::new()));
+        }
+        match self.commit(Batch { checks, writes, ..Batch::default() }).await? {
+            Outcome::Committed { .. } => Ok(Adoption::Adopted),
+            Outcome::Refused { check: 0 | 1 } => Ok(Adoption::Known),
+            Outcome::Refused { .. } => {
+                tracing::warn!(repository = %self.name, %tag, "a tag's manifest is missing; the tag is not adopted");
+                Ok(Adoption::Dangling)
+            }
+        }
+    }
+
+    /// All keys of one folder, and whether each was written by its deadline, where it has one.
+    async fn listed(&self, folder: key::Folder) -> Result<Vec<(Key, bool)>> {
+        let prefix = key::folder(&self.name, folder);
+        let mut after: Option<String> = None;
+        let mut keys = Vec::new();
+        loop {
+            let page = self.store().list(&prefix, after.as_deref(), 1000).await?;
+            for (text, stat) in &page.objects {
+                match Key::parse(text) {
+                    Some(key @ Key::Tag { deadline, .. }) => keys.push((key, stat.modified <= deadline)),
+                    Some(key) => keys.push((key, true)),
+                    None => tracing::debug!(key = %text, "not a key of this layout; passed over"),
+                }
+            }
+            match page.objects.last() {
+                Some((last, _)) if page.more => after = Some(last.clone()),
+                _ => return Ok(keys),
+            }
+        }
+    }
+}
+
+/// Reconciles one repository, if nobody has.
+async fn reconcile(registry: &Arc<Registry>, name: &RepositoryName) -> Result<Adopted> {
+    let repository = registry.unreconciled(name).await?;
+    if repository.is_reconciled().await? {
+        return Ok(Adopted::default());
+    }
+    repository.adopt_all().await
+}
+
+enum Adoption {
+    Adopted,
+    Known,
+    Dangling,
+}
+
+impl Adoption {
+    fn count(self, adopted: &mut usize, dangling: &mut usize) {
+        match self {
+            Self::Adopted => *adopted += 1,
+            Self::Known => {}
+            Self::Dangling => *dangling += 1,
+        }
+    }
+}

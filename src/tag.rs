@@ -1,0 +1,313 @@
+//! Tags: what one points at now, how it is moved, and its history.
+//!
+//! A tag is moved in three steps: *reserve* in the index (a counter, a deadline, an open intent), *write*
+//! the revision to the bucket, *commit* in the index. Who reads meanwhile and finds an open intent asks the
+//! bucket, where a revision counts if the store wrote it by its deadline. So the answer is the same whether
+//! a writer finishes, dies, or is finished by recovery.
+
+use std::time::Duration;
+
+use serde_json::json;
+use ulid::Ulid;
+
+use crate::{
+    error::{Code, Error, Result},
+    index::{
+        Ask, Batch, Check, Fact, Outcome, Write,
+        facts::{self, IntendedManifest, IntentFact, TagFact, TagState, Target},
+    },
+    oci::{Digest, RepositoryName, Tag},
+    registry::Repository,
+    storage::{Key, Revision, StoreTime, key},
+};
+
+/// How often who waits for an open intent to close looks again, if nothing wakes it before.
+const LOOK_AGAIN: Duration = Duration::from_millis(250);
+
+/// A write of tags that is reserved in the index.
+#[derive(Clone, Debug)]
+pub(crate) struct Reserved {
+    pub(crate) intent: Ulid,
+    pub(crate) fact: IntentFact,
+    pub(crate) revision: Revision,
+}
+
+impl Reserved {
+    /// The key of the revision that this write gives a tag.
+    pub(crate) fn revision_key(&self, tag: &Tag) -> Key {
+        Key::Tag {
+            repository: self.fact.repository.clone(),
+            tag: tag.clone(),
+            revision: self.revision,
+            deadline: self.fact.deadline,
+            to: self.fact.manifest.as_ref().map(|manifest| manifest.digest.clone()),
+        }
+    }
+}
+
+/// What a reservation is for.
+pub(crate) struct Wanted {
+    /// The tags to be moved.
+    pub(crate) tags: Vec<Tag>,
+    /// The manifest that they shall point at; nothing for a delete.
+    pub(crate) manifest: Option<IntendedManifest>,
+    /// What the manifest needs.
+    pub(crate) needs: Vec<Digest>,
+    /// Who asks.
+    pub(crate) by: String,
+}
+
+/// The topic on which who waits for an open intent is woken.
+pub(crate) const CLOSED: &str = "closed";
+
+impl Repository {
+    /// What a tag points at now; `None` where it doesn't exist.
+    pub(crate) async fn resolve(&self, tag: &Tag) -> Result<Option<Target>> {
+        let names = &self.lease.names;
+        let asks = vec![Ask::Value(names.tag(&self.name, tag)), Ask::First(names.open(&self.name, tag))];
+        let answers = self.ask(asks).await?;
+        if answers[1].is_some() {
+            return Ok(self.read_from_bucket(tag).await?.and_then(|(_, state)| state.to));
+        }
+        let Some(value) = &answers[0] else { return Ok(None) };
+        Ok(TagFact::decode(value)?.state.to)
+    }
+
+    /// The newest revision of a tag that counts, from the bucket alone: right at any time, whatever the
+    /// index has lost.
+    pub(crate) async fn read_from_bucket(&self, tag: &Tag) -> Result<Option<(Revision, TagState)>> {
+        let Some((key, revision)) = self.newest_that_counts(tag).await? else { return Ok(None) };
+        let bytes = crate::storage::read_small(self.store(), &key, MAX_STATE).await?;
+        let state = serde_json::from_slice(&bytes).map_err(|error| Error::internal(format!("{key}: {error}")))?;
+        Ok(Some((revision, state)))
+    }
+
+    async fn newest_that_counts(&self, tag: &Tag) -> Result<Option<(Key, Revision)>> {
+        let prefix = key::history(&self.name, tag);
+        let mut after: Option<String> = None;
+        loop {
+            let page = self.store().list(&prefix, after.as_deref(), 100).await?;
+            for (text, stat) in &page.objects {
+                if let Some(key @ Key::Tag { revision, deadline, .. }) = Key::parse(text)
+                    && stat.modified <= deadline
+                {
+                    return Ok(Some((key, revision)));
+                }
+            }
+            match page.objects.last() {
+                Some((last, _)) if page.more => after = Some(last.clone()),
+                _ => return Ok(None),
+            }
+        }
+    }
+
+    /// A page of the tags that exist, in byte order, after `after`, at most `limit`; and whether more follow.
+    pub async fn tags(&self, after: Option<&str>, limit: usize) -> Result<(Vec<(Tag, TagFact)>, bool)> {
+        let group = self.lease.names.tags(&self.name);
+        let mut after = after.map(str::to_owned);
+        let mut page = Vec::new();
+        loop {
+            let ask = limit + 1;
+            let found = self.lease.index.scan(self.shard, &group, after.as_deref(), ask).await?;
+            let full = found.len() == ask;
+            after = found.last().map(|(member, _)| member.clone());
+            for (member, value) in found {
+                let fact = TagFact::decode(&value)?;
+                if fact.state.to.is_none() {
+                    continue;
+                }
+                if page.len() == limit {
+                    return Ok((page, true));
+                }
+                page.push((member.parse()?, fact));
+            }
+            if !full {
+                // A page that ends here may be empty because the index was: only its fence says.
+                self.ask(vec![]).await?;
+                return Ok((page, false));
+            }
+        }
+    }
+
+    /// Removes a tag.
+    pub async fn delete_tag(&self, tag: &Tag, by: &str) -> Result<()> {
+        let fact = self.lease.names.tag(&self.name, tag);
+        let patience = self.patience();
+        loop {
+            let asks = vec![Ask::Value(fact.clone()), Ask::First(self.lease.names.open(&self.name, tag))];
+            let answers = self.ask(asks).await?;
+            if answers[1].is_some() {
+                self.wait_for_open(patience).await?;
+                continue;
+            }
+            let there = answers[0].clone().ok_or_else(|| unknown(tag))?;
+            if TagFact::decode(&there)?.state.to.is_none() {
+                return Err(unknown(tag));
+            }
+            if self.registry.is_immutable(tag) {
+                return Err(Error::new(Code::Denied, format!("tag {tag} is immutable")));
+            }
+            if self.delete_tag_at(tag, there, by).await? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Removes a tag if it still has exactly this value and nobody is moving it; false where that isn't so.
+    pub(crate) async fn delete_tag_at(&self, tag: &Tag, value: bytes::Bytes, by: &str) -> Result<bool> {
+        let names = &self.lease.names;
+        let checks = vec![Check::Equals(names.tag(&self.name, tag), value), Check::Empty(names.open(&self.name, tag))];
+        let wanted = Wanted { tags: vec![tag.clone()], manifest: None, needs: Vec::new(), by: by.to_owned() };
+        let Ok((reserved, _)) = self.reserve(wanted, checks, Vec::new()).await? else { return Ok(false) };
+        let state = TagState { to: None, at: reserved.fact.at, by: by.to_owned() };
+        self.write_revisions(&reserved, &state).await?;
+        self.commit_or_leave(&reserved, self.commit_tags(&reserved, &reserved.fact.tags, &state)).await;
+        Ok(true)
+    }
+
+    /// The first step: draws the counter and the deadline and opens the intent, if all checks hold. With it
+    /// come the answers to `reads`; without it, the place of the check that doesn't hold.
+    pub(crate) async fn reserve(
+        &self,
+        wanted: Wanted,
+        checks: Vec<Check>,
+        reads: Vec<Ask>,
+    ) -> Result<std::result::Result<(Reserved, Vec<Option<bytes::Bytes>>), usize>> {
+        let names = &self.lease.names;
+        let Wanted { tags, manifest, needs, by } = wanted;
+        let intent = self.fresh();
+        let at = self.store().now();
+        let deadline = at.plus(self.registry.options.timing.deadline);
+        let fact = IntentFact { repository: self.name.clone(), tags, deadline, manifest, needs, at, by };
+        let mut writes: Vec<Write> =
+            self.held_by(intent, &fact).into_iter().map(|held| Write::Put(held, bytes::Bytes::new())).collect();
+        writes.push(Write::PutNumbered(names.intent(intent), facts::encode(&fact)));
+        let batch = Batch { checks, sequence: Some(names.counter()), writes, reads };
+        match self.commit(batch).await? {
+            Outcome::Committed { sequence, reads } => {
+                let revision = Revision { epoch: self.lease.epoch, counter: sequence };
+                Ok(Ok((Reserved { intent, fact, revision }, reads)))
+            }
+            Outcome::Refused { check } => Ok(Err(check)),
+        }
+    }
+
+    /// Every fact that says that an intent is open: on its tags, on the manifest that it names, and the
+    /// pins on what that needs.
+    fn held_by(&self, intent: Ulid, fact: &IntentFact) -> Vec<Fact> {
+        let names = &self.lease.names;
+        let open = fact.tags.iter().map(|tag| Fact::new(names.open(&self.name, tag), intent.to_string()));
+        let naming = fact
+            .manifest
+            .iter()
+            .map(|manifest| Fact::new(names.names_of(&self.name, &manifest.digest), format!("i:{intent}")));
+        let pins = fact.needs.iter().map(|digest| Fact::new(names.refs(&self.name, digest), format!("p:{intent}")));
+        open.chain(naming).chain(pins).collect()
+    }
+
+    /// The second step: the revisions, side by side. An error means that they may count all the same.
+    pub(crate) async fn write_revisions(&self, reserved: &Reserved, state: &TagState) -> Result<()> {
+        let body = serde_json::to_vec(state).map_err(Error::internal)?;
+        let body = bytes::Bytes::from(body);
+        let deadline = reserved.fact.deadline;
+        let keys: Vec<Key> = reserved.fact.tags.iter().map(|tag| reserved.revision_key(tag)).collect();
+        let puts = keys.iter().map(|key| self.store().put(key, vec![body.clone()], Some(deadline)));
+        for put in futures_util::future::join_all(puts).await {
+            put?;
+        }
+        if self.store().now() < deadline.minus(self.registry.options.timing.margin) {
+            return Ok(());
+        }
+        for key in &keys {
+            let stat = self.store().stat(key).await?;
+            if stat.is_none_or(|stat| stat.modified > deadline) {
+                return Err(Error::unavailable(format!("{key} was written after its deadline")));
+            }
+        }
+        Ok(())
+    }
+
+    /// The third step of a delete, or of a recovery of one.
+    pub(crate) async fn commit_tags(&self, reserved: &Reserved, tags: &[Tag], state: &TagState) -> Result<bool> {
+        let checks = vec![Check::Present(self.lease.names.intent(reserved.intent))];
+        let mut writes = self.raise_tags(reserved, tags, state);
+        writes.extend(self.close_intent(reserved));
+        let outcome = self.commit(Batch { checks, writes, ..Batch::default() }).await?;
+        self.wake_waiting().await;
+        Ok(matches!(outcome, Outcome::Committed { .. }))
+    }
+
+    /// The writes that make the greatest of what a tag was and what this write gives it the tag's value.
+    pub(crate) fn raise_tags(&self, reserved: &Reserved, tags: &[Tag], state: &TagState) -> Vec<Write> {
+        let names = &self.lease.names;
+        let value = TagFact { revision: reserved.revision, state: state.clone() }.encode();
+        let mut writes = Vec::new();
+        for tag in tags {
+            writes.push(Write::Raise(names.tag(&self.name, tag), value.clone()));
+            writes.push(Write::Put(names.trim(&self.name, tag), bytes::Bytes::new()));
+            if let Some(to) = &state.to {
+                let group = names.names_of(&self.name, &to.digest);
+                writes.push(Write::Put(Fact::new(group, format!("t:{tag}")), bytes::Bytes::new()));
+            }
+        }
+        writes
+    }
+
+    /// The writes that end an intent.
+    pub(crate) fn close_intent(&self, reserved: &Reserved) -> Vec<Write> {
+        let held = self.held_by(reserved.intent, &reserved.fact);
+        held.into_iter().chain([self.lease.names.intent(reserved.intent)]).map(Write::Delete).collect()
+    }
+
+    /// Ends an intent of which nothing shall count, together with `more`.
+    pub(crate) async fn drop_intent(&self, reserved: &Reserved, more: Option<Write>) -> Result<()> {
+        let checks = vec![Check::Present(self.lease.names.intent(reserved.intent))];
+        let writes = self.close_intent(reserved).into_iter().chain(more).collect();
+        self.commit(Batch { checks, writes, ..Batch::default() }).await?;
+        self.wake_waiting().await;
+        Ok(())
+    }
+
+    /// Runs a commit whose writes count already: if it fails, recovery does the same later.
+    pub(crate) async fn commit_or_leave(&self, reserved: &Reserved, commit: impl Future<Output = Result<bool>>) {
+        if let Err(error) = commit.await {
+            tracing::warn!(%error, intent = %reserved.intent, repository = %self.name,
+                "an acknowledged write is not in the index yet; recovery will put it there");
+        }
+        self.registry.work.notify_one();
+    }
+
+    pub(crate) async fn wake_waiting(&self) {
+        if let Err(error) = self.lease.index.notify(self.shard, CLOSED).await {
+            tracing::debug!(%error, "nobody was woken; who waits looks again by itself");
+        }
+    }
+
+    /// When waiting for an open intent is given up: recovery has had its time then.
+    pub(crate) fn patience(&self) -> StoreTime {
+        let timing = self.registry.options.timing;
+        self.store().now().plus(timing.deadline + timing.margin * 2)
+    }
+
+    pub(crate) async fn wait_for_open(&self, patience: StoreTime) -> Result<()> {
+        if self.store().now() > patience {
+            return Err(Error::unavailable("another write of the same tag is not over yet"));
+        }
+        self.lease.index.wait(self.shard, CLOSED, LOOK_AGAIN).await;
+        Ok(())
+    }
+}
+
+/// The largest body of a revision, in bytes.
+const MAX_STATE: usize = 64 << 10;
+
+/// The refusal for a tag that doesn't exist.
+pub(crate) fn unknown(tag: &Tag) -> Error {
+    Error::new(Code::ManifestUnknown, "the repository has no such tag").with_detail(json!({ "tag": tag }))
+}
+
+/// The repository and tag of a trim's member.
+pub(crate) fn parse_trim(member: &str) -> Option<(RepositoryName, Tag)> {
+    let (repository, tag) = member.split_once(':')?;
+    Some((repository.parse().ok()?, tag.parse().ok()?))
+}

@@ -1,0 +1,179 @@
+//! Background work: what any replica may do for all of them, in small steps.
+//!
+//! A piece of work is of one shard. Who finds some of it due takes a lease on it, so that two replicas
+//! seldom do the same; every step is safe all the same if they do.
+
+use std::{sync::Arc, time::Duration};
+
+use ulid::Ulid;
+
+use crate::{
+    collect,
+    epoch::Lease,
+    error::{Error, Result},
+    index::{
+        Ask, Batch, Check, Outcome, Shard, Write,
+        facts::{self, IntentFact, WorkFact},
+    },
+    registry::Registry,
+    storage::Revision,
+    tag::Reserved,
+};
+
+/// How often an idle replica looks for work that others left.
+const LOOK: Duration = Duration::from_secs(10);
+
+/// How long after a wake-up by this process its own work is looked at: what was acknowledged first goes on.
+const SETTLE: Duration = Duration::from_millis(500);
+
+/// For how long nobody else should do a piece of work that was taken.
+const HOLD: Duration = Duration::from_secs(60);
+
+/// The kinds of work. Each is looked for by the first member of its group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Work {
+    /// Intents whose writers died.
+    Recover,
+    /// Objects to be removed.
+    Trash,
+    /// Uploads that nobody goes on with.
+    Uploads,
+    /// Attempts to link whose requests are over.
+    Attempts,
+    /// Tags with more history than is kept.
+    Histories,
+}
+
+const ALL: [Work; 5] = [Work::Recover, Work::Trash, Work::Uploads, Work::Attempts, Work::Histories];
+
+impl Work {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Recover => "recover",
+            Self::Trash => "trash",
+            Self::Uploads => "uploads",
+            Self::Attempts => "attempts",
+            Self::Histories => "histories",
+        }
+    }
+
+    fn group(self, lease: &Lease) -> String {
+        match self {
+            Self::Recover => lease.names.intents(),
+            Self::Trash => lease.names.trash(),
+            Self::Uploads => lease.names.uploads(),
+            Self::Attempts => lease.names.attempts(),
+            Self::Histories => lease.names.trims(),
+        }
+    }
+
+    /// Whether there may be something to do, by the oldest member of the group.
+    fn is_due(self, registry: &Registry, first: &[u8]) -> bool {
+        let age = || {
+            let ulid = std::str::from_utf8(first).ok().and_then(|text| Ulid::from_string(text).ok())?;
+            Some(Duration::from_millis(registry.store.now().0.saturating_sub(ulid.timestamp_ms())))
+        };
+        let timing = registry.options.timing;
+        match self {
+            Self::Trash | Self::Histories => true,
+            Self::Recover => age().is_none_or(|age| age > timing.deadline + timing.margin),
+            Self::Uploads | Self::Attempts => age().is_none_or(|age| age > registry.options.upload_expiry),
+        }
+    }
+
+    async fn run(self, registry: &Arc<Registry>, lease: &Lease, shard: Shard) -> Result<usize> {
+        match self {
+            Self::Recover => recover(registry, lease, shard).await,
+            Self::Trash => collect::empty_trash(registry, lease, shard).await,
+            Self::Uploads => collect::expire_uploads(registry, lease, shard).await,
+            Self::Attempts => collect::expire_attempts(registry, lease, shard).await,
+            Self::Histories => collect::trim_histories(registry, lease, shard).await,
+        }
+    }
+}
+
+/// Works until it is dropped.
+pub async fn work(registry: Arc<Registry>) {
+    let owner = Ulid::r#gen();
+    loop {
+        if tokio::time::timeout(LOOK, registry.work.notified()).await.is_ok() {
+            tokio::time::sleep(SETTLE).await;
+        }
+        if let Err(error) = work_once(&registry, owner).await {
+            tracing::debug!(%error, "background work has to wait");
+        }
+    }
+}
+
+/// Does everything that is due now, in every shard.
+pub async fn work_once(registry: &Arc<Registry>, owner: Ulid) -> Result<()> {
+    let lease = registry.lease().await?;
+    for shard in lease.names.shards() {
+        let asks: Vec<Ask> = ALL.iter().map(|work| Ask::First(work.group(&lease))).collect();
+        let firsts = lease.get(shard, &asks).await?;
+        for (work, first) in ALL.into_iter().zip(firsts) {
+            if !first.is_some_and(|first| work.is_due(registry, &first)) {
+                continue;
+            }
+            if take(registry, &lease, shard, work, owner).await? {
+                let done = work.run(registry, &lease, shard).await;
+                leave(&lease, shard, work).await?;
+                match done {
+                    Ok(0) => {}
+                    Ok(count) => tracing::debug!(work = work.name(), shard = shard.0, count, "background work done"),
+                    Err(error) => {
+                        tracing::warn!(%error, work = work.name(), shard = shard.0, "background work failed; it will be tried again")
+                    }
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Takes a piece of work, unless somebody else has it.
+async fn take(registry: &Registry, lease: &Lease, shard: Shard, work: Work, owner: Ulid) -> Result<bool> {
+    let fact = lease.names.work(work.name());
+    let now = registry.store.now();
+    let held = lease.get(shard, &[Ask::Value(fact.clone())]).await?.pop().flatten();
+    let check = match held {
+        None => Check::Absent(fact.clone()),
+        Some(value) => {
+            let work: WorkFact = facts::decode(&value)?;
+            if work.until > now && work.owner != owner {
+                return Ok(false);
+            }
+            Check::Equals(fact.clone(), value)
+        }
+    };
+    let writes = vec![Write::Put(fact, facts::encode(&WorkFact { owner, until: now.plus(HOLD) }))];
+    let outcome = lease.commit(shard, Batch { checks: vec![check], writes, ..Batch::default() }).await?;
+    Ok(matches!(outcome, Outcome::Committed { .. }))
+}
+
+async fn leave(lease: &Lease, shard: Shard, work: Work) -> Result<()> {
+    let writes = vec![Write::Delete(lease.names.work(work.name()))];
+    lease.commit(shard, Batch { writes, ..Batch::default() }).await.map(drop)
+}
+
+/// Finishes the intents whose deadline, and the margin, have passed.
+async fn recover(registry: &Arc<Registry>, lease: &Lease, shard: Shard) -> Result<usize> {
+    let group = lease.names.intents();
+    let margin = registry.options.timing.margin;
+    let mut recovered = 0;
+    for (member, value) in lease.index.scan(shard, &group, None, 200).await? {
+        let (counter, fact) = IntentFact::decode(&value)?;
+        if fact.deadline.plus(margin) >= registry.store.now() {
+            continue;
+        }
+        let intent = Ulid::from_string(&member).map_err(Error::internal)?;
+        let repository = registry.repository(&fact.repository).await?;
+        let reserved = Reserved { intent, revision: Revision { epoch: lease.epoch, counter }, fact };
+        match repository.recover(&reserved).await {
+            Ok(()) => recovered += 1,
+            Err(error) => tracing::warn!(%error, intent = %intent, repository = %repository.name(),
+                "an unfinished write was not recovered; it will be tried again"),
+        }
+    }
+    Ok(recovered)
+}

@@ -1,0 +1,83 @@
+//! A real Redis server for a test: on a free port, empty, gone with the value that stands for it.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::{
+    net::TcpListener,
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use tempfile::TempDir;
+use tokio::net::TcpStream;
+
+/// A running (or stopped) server. It keeps nothing: after a restart it is empty.
+#[derive(Debug)]
+pub(crate) struct RedisServer {
+    port: u16,
+    arguments: Vec<String>,
+    directory: TempDir,
+    child: Option<Child>,
+}
+
+/// Starts a server and waits until it takes connections.
+pub(crate) async fn start() -> RedisServer {
+    start_with(&[]).await
+}
+
+/// Starts a server with further arguments, for instance `["--maxmemory-policy", "allkeys-lru"]`.
+pub(crate) async fn start_with(arguments: &[&str]) -> RedisServer {
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let arguments = arguments.iter().map(ToString::to_string).collect();
+    let mut server = RedisServer { port, arguments, directory: TempDir::new().unwrap(), child: None };
+    server.restart().await;
+    server
+}
+
+impl RedisServer {
+    pub(crate) fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}/", self.port)
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Kills the server; connections to it break.
+    pub(crate) fn stop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+    }
+
+    /// Starts the server on the same port, empty, after stopping it if it runs.
+    pub(crate) async fn restart(&mut self) {
+        self.stop();
+        let child = Command::new("redis-server")
+            .args(["--port", &self.port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"])
+            .args(&self.arguments)
+            .current_dir(self.directory.path())
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("redis-server is needed: apt-get install redis-server");
+        self.child = Some(child);
+        while TcpStream::connect(("127.0.0.1", self.port)).await.is_err() {
+            let ended = self.child.as_mut().and_then(|child| child.try_wait().unwrap());
+            assert!(ended.is_none(), "redis-server ended: {ended:?}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Stops the process without closing its connections (SIGSTOP), as a stalled host does; or lets it go on.
+    pub(crate) fn pause(&self, paused: bool) {
+        let signal = if paused { rustix::process::Signal::STOP } else { rustix::process::Signal::CONT };
+        let child = self.child.as_ref().expect("a running server");
+        rustix::process::kill_process(rustix::process::Pid::from_child(child), signal).unwrap();
+    }
+}
+
+impl Drop for RedisServer {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
