@@ -3,3 +3,5 @@
 pub mod cors;
 pub mod health;
 pub mod observe;
+mod query;
+pub mod route;
