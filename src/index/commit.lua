@@ -3,7 +3,7 @@
 --
 -- KEYS: two for each group, the hash of its values and the sorted set of its members (all of one slot).
 -- ARGV: counter group (0: none), counter member, number of checks, number of reads, then
---       per check: kind, group, member, value; per read: group, member; per write: kind, group, member, value.
+--       per check: kind, group, member, value; per read: kind, group, member; per write: kind, group, member, value.
 --       A group is its place among the pairs of KEYS, from 1.
 -- Returns {-1, place of the failed check, {}}, or {0, sequence number, {values read, false where none}}.
 
@@ -33,6 +33,11 @@ local holds = {
   empty = function(group) return redis.call('EXISTS', values(group)) == 0 end,
 }
 
+local answers = {
+  value = get,
+  first = function(group) return redis.call('ZRANGE', members(group), 0, 0)[1] or false end,
+}
+
 local sequence = 0
 
 local make = {
@@ -58,8 +63,8 @@ end
 
 local found = {}
 for read = 1, reads do
-  found[read] = get(tonumber(ARGV[at]), ARGV[at + 1])
-  at = at + 2
+  found[read] = answers[ARGV[at]](tonumber(ARGV[at + 1]), ARGV[at + 2])
+  at = at + 3
 end
 
 if counter > 0 then

@@ -156,13 +156,7 @@ impl Index for Facts {
     }
 
     async fn get(&self, shard: Shard, asks: &[Ask]) -> Result<Vec<Option<Bytes>>, IndexError> {
-        self.file.read(|facts| {
-            let answer = |ask: &Ask| match ask {
-                Ask::Value(fact) => value(facts, shard, fact),
-                Ask::First(group) => first(facts, shard, group),
-            };
-            asks.iter().map(answer).collect()
-        })
+        self.file.read(|facts| asks.iter().map(|ask| answer(facts, shard, ask)).collect())
     }
 
     async fn scan(
@@ -329,7 +323,7 @@ fn judge(facts: &mut Table<'_, &[u8], &[u8]>, shard: Shard, batch: &Batch) -> Re
             return Ok(Ok(Outcome::Refused { check }));
         }
     }
-    let reads = batch.reads.iter().map(|fact| value(facts, shard, fact)).collect::<Result<_, _>>()?;
+    let reads = batch.reads.iter().map(|ask| answer(facts, shard, ask)).collect::<Result<_, _>>()?;
     let mut sequence = 0;
     if let Some(counter) = &batch.sequence {
         let Some(next) = next_number(value(facts, shard, counter)?) else {
@@ -397,6 +391,17 @@ fn value(
 }
 
 /// The least member of a group.
+fn answer(
+    facts: &impl ReadableTable<&'static [u8], &'static [u8]>,
+    shard: Shard,
+    ask: &Ask,
+) -> Result<Option<Bytes>, redb::Error> {
+    match ask {
+        Ask::Value(fact) => value(facts, shard, fact),
+        Ask::First(group) => first(facts, shard, group),
+    }
+}
+
 fn first(
     facts: &impl ReadableTable<&'static [u8], &'static [u8]>,
     shard: Shard,

@@ -339,8 +339,12 @@ fn spell_out<'a>(redis: &'a Redis, shard: Shard, batch: &Batch) -> redis::Script
         };
         call.arg(kind).arg(groups.place(group)).arg(member).arg(&**value);
     }
-    for fact in &batch.reads {
-        call.arg(groups.place(&fact.group)).arg(&fact.member);
+    for ask in &batch.reads {
+        let (kind, group, member) = match ask {
+            Ask::Value(Fact { group, member }) => ("value", group, &**member),
+            Ask::First(group) => ("first", group, ""),
+        };
+        call.arg(kind).arg(groups.place(group)).arg(member);
     }
     for write in &batch.writes {
         let (kind, fact, value) = match write {

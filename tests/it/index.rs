@@ -176,10 +176,11 @@ async fn reads_are_from_before_the_writes(index: &Connection) {
     commit(index, writes(vec![put("reads", "a", "old")])).await;
     let mut batch = writes(vec![put("reads", "a", "new"), put("reads", "b", "new")]);
     batch.sequence = Some(fact("reads", "counter"));
-    batch.reads = ["b", "a", "counter", "a"].map(|member| fact("reads", member)).into();
+    batch.reads = ["b", "a", "counter", "a"].map(|member| Ask::Value(fact("reads", member))).into();
+    batch.reads.extend([Ask::First("reads".to_owned()), Ask::First("no reads".to_owned())]);
     let (sequence, reads) = commit(index, batch).await;
     assert_eq!(sequence, 1, "a counter starts at 1");
-    assert_eq!(reads, [None, Some("old".into()), None, Some("old".into())]);
+    assert_eq!(reads, [None, Some("old".into()), None, Some("old".into()), Some("a".into()), None]);
 }
 
 async fn a_counter_that_is_no_number_is_an_error(index: &Connection) {
@@ -257,7 +258,7 @@ async fn batches_may_be_large(index: &Connection) {
     // As many groups as facts, and as many reads.
     let batch = Batch {
         writes: (0..2_000).map(|n| put(&format!("large-{n}"), "m", "x")).collect(),
-        reads: (0..2_000).map(|n| fact("large", &member(n))).collect(),
+        reads: (0..2_000).map(|n| Ask::Value(fact("large", &member(n)))).collect(),
         ..Batch::default()
     };
     assert_eq!(commit(index, batch).await.1, vec![Some(Bytes::from("x")); 2_000]);
