@@ -1,7 +1,30 @@
 //! HTTP: what clients say, turned into calls of the rules, and what the rules say, turned into answers.
 
+mod blobs;
+mod body;
+mod catalog;
 pub mod cors;
+mod dispatch;
 pub mod health;
+mod manifests;
 pub mod observe;
 mod query;
+mod range;
+mod referrers;
+mod respond;
 pub mod route;
+mod tags;
+mod uploads;
+
+use std::sync::Arc;
+
+use axum::Router;
+
+use crate::{auth::AccessRules, registry::Registry};
+
+/// The API of one registry, for those whom `access` lets in. It answers every path that no other route
+/// takes.
+pub fn router(registry: Arc<Registry>, access: AccessRules) -> Router {
+    let api = Arc::new(dispatch::Api { registry, access });
+    Router::new().fallback(dispatch::answer).with_state(api)
+}

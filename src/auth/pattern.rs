@@ -36,7 +36,12 @@ impl RepositoryPattern {
         }
         let pattern: Vec<&str> = self.text.split('/').collect();
         let components: Vec<&str> = name.as_str().split('/').collect();
-        matches(&pattern, &components, |wanted| *wanted == "**", |wanted, component| component_matches(wanted, component))
+        matches(
+            &pattern,
+            &components,
+            |wanted| *wanted == "**",
+            |wanted, component| component_matches(wanted, component),
+        )
     }
 }
 
@@ -46,7 +51,12 @@ fn component_matches(wanted: &str, component: &str) -> bool {
 
 /// Whether `text` has the shape of `pattern`, in which a wildcard stands for any number of items. It is
 /// enough to come back to the last wildcard that was met, so the time is at most the product of the lengths.
-fn matches<P, T>(pattern: &[P], text: &[T], is_wildcard: impl Fn(&P) -> bool, is_same: impl Fn(&P, &T) -> bool) -> bool {
+fn matches<P, T>(
+    pattern: &[P],
+    text: &[T],
+    is_wildcard: impl Fn(&P) -> bool,
+    is_same: impl Fn(&P, &T) -> bool,
+) -> bool {
     let (mut at, mut next) = (0, 0);
     // The wildcard met last, and where the text goes on if it takes one more item.
     let mut retry = None;

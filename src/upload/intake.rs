@@ -68,7 +68,7 @@ impl Incoming {
     }
 
     /// Waits for the memory that the body needs: itself, or one part where it is longer or doesn't say.
-    pub(super) async fn reserve(&self, registry: &Arc<Registry>, part_size: usize) -> Result<Memory> {
+    pub(super) async fn reserve(&mut self, registry: &Arc<Registry>, part_size: usize) -> Result<Memory> {
         let need = self.length.map_or(part_size, |length| length.min(part_size as u64) as usize);
         let permits = need.div_ceil(1024) as u32;
         let first = Arc::clone(&registry.memory).acquire_many_owned(permits).await.map_err(Error::internal)?;

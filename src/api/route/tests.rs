@@ -154,9 +154,25 @@ fn what_is_malformed_is_refused_by_name() {
 #[test]
 fn what_is_no_page_is_not_found() {
     for target in [
-        "/", "/v1/", "/v2a", "/v2/a", "/v2/a/", "/v2//", "/v2/_catalog/", "/v2/a/tags/list/", "/v2/a/tags/lists",
-        "/v2/a/manifests", "/v2/a/manifests/1/", "/v2/a/blobs/uploads/x/", "/v2/a/blobs/uploads//", "/v2/a/tags%2Flist",
-        "v2/", "", "/V2/", "//v2/", "/v2/a/uploads/x",
+        "/",
+        "/v1/",
+        "/v2a",
+        "/v2/a",
+        "/v2/a/",
+        "/v2//",
+        "/v2/_catalog/",
+        "/v2/a/tags/list/",
+        "/v2/a/tags/lists",
+        "/v2/a/manifests",
+        "/v2/a/manifests/1/",
+        "/v2/a/blobs/uploads/x/",
+        "/v2/a/blobs/uploads//",
+        "/v2/a/tags%2Flist",
+        "v2/",
+        "",
+        "/V2/",
+        "//v2/",
+        "/v2/a/uploads/x",
     ] {
         assert_eq!(refused(Method::GET, target), ("NAME_UNKNOWN", 404), "{target}");
     }
@@ -269,13 +285,31 @@ fn an_artifact_type_keeps_its_plus() {
 
 fn any_path() -> impl Strategy<Value = String> {
     let piece = prop::sample::select(vec![
-        "", "a", "b-c", "A", "..", "%2e%2e", "%2F", "a%2Fb", "%", "%zz", "%00", "blobs", "uploads", "manifests", "tags",
-        "list", "referrers", "_catalog", "latest", "01.x", SHA256, "sha256%3Aabc", "é",
+        "",
+        "a",
+        "b-c",
+        "A",
+        "..",
+        "%2e%2e",
+        "%2F",
+        "a%2Fb",
+        "%",
+        "%zz",
+        "%00",
+        "blobs",
+        "uploads",
+        "manifests",
+        "tags",
+        "list",
+        "referrers",
+        "_catalog",
+        "latest",
+        "01.x",
+        SHA256,
+        "sha256%3Aabc",
+        "é",
     ]);
-    prop_oneof![
-        prop::collection::vec(piece, 0..8).prop_map(|pieces| format!("/v2/{}", pieces.join("/"))),
-        "\\PC*",
-    ]
+    prop_oneof![prop::collection::vec(piece, 0..8).prop_map(|pieces| format!("/v2/{}", pieces.join("/"))), "\\PC*",]
 }
 
 proptest! {
