@@ -1,1 +1,6 @@
 //! The one integration binary: Berth in process and as a real binary, against real stores and indexes.
+
+mod s3_server;
+mod storage;
+mod storage_local;
+mod strace;

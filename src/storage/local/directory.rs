@@ -165,8 +165,9 @@ impl Directory {
             }
             match made.and_then(|()| fs::rename(from, &to)) {
                 Ok(()) => return Ok(gate.enter(key)),
-                // A delete has removed the directory while it was empty: make it again.
-                Err(error) if error.kind() == io::ErrorKind::NotFound && from.exists() => last = error,
+                // A delete has removed the directory while it was empty: make it again. (Of one that goes
+                // while it is being made, the standard library says that something exists there.)
+                Err(error) if is_vanished(&error) && from.exists() => last = error,
                 Err(error) => return Err(explain(key, &error)),
             }
         }
@@ -324,6 +325,10 @@ pub(super) fn stat_of(metadata: &fs::Metadata) -> io::Result<Option<Stat>> {
 /// The directory that holds a key or a directory; the root is the empty text.
 fn parent(key: &str) -> &str {
     key.rsplit_once('/').map_or("", |(parent, _)| parent)
+}
+
+fn is_vanished(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::AlreadyExists)
 }
 
 fn too_late(key: &str, deadline: Option<StoreTime>, moment: StoreTime) -> Result<(), StorageError> {
