@@ -2,3 +2,7 @@
 
 mod index;
 mod redis_server;
+mod s3_server;
+mod storage;
+mod storage_local;
+mod strace;
