@@ -2,6 +2,7 @@
 //!
 //! The map is in ARCHITECTURE.md; imports point one way, from here down to [`oci`].
 
+pub mod api;
 pub mod blob;
 pub mod collect;
 pub mod epoch;
@@ -11,7 +12,9 @@ pub mod manifest;
 pub mod oci;
 pub mod reconcile;
 pub mod registry;
+pub mod server;
 pub mod storage;
 pub mod tag;
+pub mod telemetry;
 pub mod upload;
 pub mod worker;

@@ -6,6 +6,7 @@
 
 pub mod key;
 pub mod local;
+pub mod metered;
 pub mod s3;
 
 use std::{fmt, ops::Range, pin::Pin, sync::Arc};

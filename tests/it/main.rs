@@ -3,6 +3,7 @@
 mod index;
 mod redis_server;
 mod s3_server;
+mod server;
 mod storage;
 mod storage_local;
 mod strace;

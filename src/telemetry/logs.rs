@@ -1,0 +1,66 @@
+//! The log: one line per event, to stderr, as text for people or as JSON for machines.
+//!
+//! It goes to stderr because stdout belongs to what a subcommand prints; a container runtime collects both.
+//! Access log lines are events of the target [`ACCESS`], so that `info,access=off` silences them alone.
+
+use tracing::Subscriber;
+use tracing_subscriber::{EnvFilter, Layer, Registry, fmt::MakeWriter, layer::SubscriberExt};
+
+/// The target of the access log: one event for each request that was answered or broken off.
+pub const ACCESS: &str = "access";
+
+/// How a line of the log looks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Format {
+    /// For people: time, level, target, message, `field=value`.
+    #[default]
+    Text,
+    /// For machines: one JSON object a line, the fields at its top level.
+    Json,
+}
+
+/// Why the log could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    /// The filter is not one: the text, and what is wrong with it.
+    #[error("the log filter {0:?} is not usable: {1}")]
+    Filter(String, String),
+    /// Something else has set up the process's log already.
+    #[error("the log was set up twice")]
+    Twice,
+}
+
+/// Makes stderr the log of the whole process; called once, before anything is logged.
+///
+/// `filter` is a level (`info`), or several rules separated by commas (`info,access=off,berth::index=debug`).
+pub fn init(format: Format, filter: &str) -> Result<(), LogError> {
+    let subscriber = subscriber(format, filter, std::io::stderr)?;
+    tracing::subscriber::set_global_default(subscriber).map_err(|_| LogError::Twice)
+}
+
+/// The same log, to any writer, not yet installed anywhere.
+pub fn subscriber<W>(format: Format, filter: &str, writer: W) -> Result<impl Subscriber + Send + Sync, LogError>
+where
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
+    let filter = EnvFilter::try_new(filter).map_err(|error| LogError::Filter(filter.to_owned(), error.to_string()))?;
+    // Colours would have to be stripped again by whatever collects the log.
+    let lines = tracing_subscriber::fmt::layer().with_ansi(false).with_writer(writer);
+    let lines = match format {
+        Format::Text => lines.boxed(),
+        Format::Json => lines.json().flatten_event(true).with_current_span(false).with_span_list(false).boxed(),
+    };
+    Ok(Registry::default().with(lines.with_filter(filter)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_filter_that_is_not_one_is_refused() {
+        let Err(error) = subscriber(Format::Text, "berth=loud", std::io::sink) else { panic!("accepted") };
+        assert!(error.to_string().contains("berth=loud"));
+        assert!(subscriber(Format::Json, "info,access=off", std::io::sink).is_ok());
+    }
+}

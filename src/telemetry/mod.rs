@@ -1,0 +1,12 @@
+//! What an operator sees of a running Berth: its log and its metrics.
+//!
+//! Everything above may use this; it must not know of HTTP, of stores or of the index. Whoever measures
+//! something brings the names of what it measures as `&'static str`, so that no label can come from a
+//! client: the number of time series is bounded by the source code.
+
+pub mod logs;
+pub mod metrics;
+mod process;
+
+pub use logs::{Format, LogError, init};
+pub use metrics::{Calls, Metrics, Operation};
