@@ -69,12 +69,7 @@ impl Sources {
     }
 
     fn any_under(&self, table: &str) -> bool {
-        self.first_under(table).is_some()
-    }
-
-    fn first_under(&self, table: &str) -> Option<String> {
-        let inside = |key: &&String| key.strip_prefix(table).is_some_and(|rest| rest.starts_with('.'));
-        self.0.keys().find(inside).cloned()
+        self.0.keys().any(|key| key.strip_prefix(table).is_some_and(|rest| rest.starts_with('.')))
     }
 }
 

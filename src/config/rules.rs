@@ -76,9 +76,11 @@ fn check_index(config: &Config, sources: &Sources) -> Result<(), ConfigError> {
 fn check_s3(config: &Config, sources: &Sources) -> Result<(), ConfigError> {
     let s3 = &config.storage.s3;
     // A forgotten storage.url would otherwise keep a registry that was meant for a bucket in a directory.
-    if let (StorageUrl::File(_), Some(key)) = (&*config.storage.url, sources.first_under("storage.s3")) {
+    let meant = ["endpoint", "region", "access_key_id", "secret_access_key"].map(|key| format!("storage.s3.{key}"));
+    let set = meant.iter().find(|key| sources.is_set(key));
+    if let (StorageUrl::File(_), Some(key)) = (&*config.storage.url, set) {
         let found = format!("found while storage.url is \"{}\"", config.storage.url);
-        return refuse(sources, &key, found, "want an s3:// URL in storage.url, or nothing in [storage.s3]");
+        return refuse(sources, key, found, "want an s3:// URL in storage.url, or nothing in [storage.s3]");
     }
     let (given, missing) = match (&s3.access_key_id, &s3.secret_access_key) {
         (Some(_), None) => ("access_key_id", "secret_access_key"),
