@@ -299,7 +299,7 @@ impl Default for Index {
     }
 }
 
-/// One revision fewer than this can't be brought back.
+/// Enough to go back past a bad week of releases, and little to list.
 const HISTORY: NonZeroU32 = NonZeroU32::new(10).expect("ten is not zero");
 /// Far below what a process may open as files, with two descriptors a connection.
 const CONNECTIONS: NonZeroU32 = NonZeroU32::new(10_000).expect("ten thousand is not zero");

@@ -126,6 +126,7 @@ fn write_amount(amount: u64, units: &[(&str, u64)]) -> String {
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
 

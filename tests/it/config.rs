@@ -1,5 +1,7 @@
 //! The configuration: where settings come from, what is refused and with which line, and what is shown.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -14,7 +16,6 @@ use proptest::prelude::*;
 fn load(text: &str, environment: &[(&str, &str)]) -> Result<Loaded, String> {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("berth.toml");
-    fs::write(&file, text).unwrap();
     fs::write(directory.path().join("secret"), "hunter2\n").unwrap();
     let place = |text: &str| text.replace("DIR", directory.path().to_str().unwrap());
     fs::write(&file, place(text)).unwrap();
@@ -112,12 +113,15 @@ fn what_kubernetes_sets_for_a_service_called_berth_is_no_setting() {
     assert!(load("", &[("BERTH_PORT", "5000")]).is_err());
 }
 
+/// The file, the environment, and the line.
+type Mistake<'a> = (&'a str, &'a [(&'a str, &'a str)], &'a str);
+
 /// Each mistake and its one line.
 #[test]
 fn each_mistake_is_one_line() {
     let rule = "[auth.rules.ci]\nwho = [\"everyone\"]\nrole = \"reader\"\nrepositories = [\"**\"]\n";
     let collision = format!("{rule}{}", rule.replace("rules.ci", "rules.CI"));
-    let cases: &[(&str, &[(&str, &str)], &str)] = &[
+    let cases: &[Mistake<'_>] = &[
         ("[storage]\nulr = \"x\"", &[], "storage.ulr (DIR/berth.toml:2): no such key; did you mean storage.url?"),
         (
             "listen = \"127.0.0.1:5000\"",
