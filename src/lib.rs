@@ -4,7 +4,9 @@
 
 pub mod api;
 pub mod blob;
+pub mod cli;
 pub mod collect;
+pub mod config;
 pub mod epoch;
 pub mod error;
 pub mod index;
