@@ -5,7 +5,9 @@
 pub mod api;
 pub mod auth;
 pub mod blob;
+pub mod cli;
 pub mod collect;
+pub mod config;
 pub mod epoch;
 pub mod error;
 pub mod index;

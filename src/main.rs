@@ -1,3 +1,7 @@
-//! `berth`, the command.
+//! `berth`, the command: its result becomes an exit status, and nothing else happens here.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    berth::cli::main()
+}

@@ -5,7 +5,9 @@
 //! conditional writes; what comes too late is recognised by time instead (see [`Store::put`]).
 
 pub mod key;
+pub mod local;
 pub mod metered;
+pub mod s3;
 
 use std::{fmt, ops::Range, pin::Pin, sync::Arc};
 

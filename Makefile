@@ -1,0 +1,33 @@
+# What people and CI run. `make run` and `make test` are all that a newcomer needs.
+
+.DEFAULT_GOAL := help
+.PHONY: help run test check check-all docs-config
+
+CARGO ?= cargo
+# Told to the build, so that `berth --version` names the commit.
+COMMIT := $(shell git rev-parse --short=12 HEAD 2>/dev/null)
+DENY_VERSION := 0.20.2
+
+help: ## Print this.
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+
+run: ## Build Berth and start it on 127.0.0.1:5000.
+	$(if $(COMMIT),SOURCE_COMMIT=$(COMMIT)) $(CARGO) run --release --locked -- serve
+
+test: ## Install what the tests need, and run all of them.
+	scripts/setup-tests
+	$(CARGO) test --locked
+
+check: ## All that a change must pass: format, lints, docs, tests, dependencies.
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --document-private-items
+	$(MAKE) test
+	@command -v cargo-deny >/dev/null || $(CARGO) install --locked cargo-deny --version $(DENY_VERSION)
+	$(CARGO) deny --locked check bans licenses sources
+
+check-all: check ## That, and what needs the network: known vulnerabilities among the dependencies.
+	$(CARGO) deny --locked check advisories
+
+docs-config: ## Write docs/configuration.md from the doc comments of the settings.
+	WRITE_DOCS=1 $(CARGO) test --locked --test it config::the_reference

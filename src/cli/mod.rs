@@ -1,0 +1,127 @@
+//! The command line: what `berth` can be told to do, and how it ends.
+//!
+//! Each command is one variant here and one file beside this one. Nothing here does the work.
+
+mod config;
+mod serve;
+
+use std::{
+    io::{self, Write},
+    path::PathBuf,
+    process::ExitCode,
+    sync::LazyLock,
+};
+
+use clap::{CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
+
+use crate::config::{Config, ConfigError, LoadArgs, Loaded, environment};
+
+/// How `berth --help` ends.
+const AFTER_HELP: &str = "\
+Examples:
+  berth serve                                 a registry on 127.0.0.1:5000, in ./berth-data
+  berth serve --config /srv/berth.toml        settings from a file
+  BERTH_STORAGE__URL=s3://my-bucket berth serve
+                                              a setting from the environment
+  berth config check                          what counts, and where each setting came from
+
+Configuration:
+  One TOML file: --config, else BERTH_CONFIG, else /etc/berth/berth.toml. Each key is also an environment
+  variable, which wins: server.listen is BERTH_SERVER__LISTEN.
+
+Exit status: 0 done; 2 a mistake in the configuration or the command line; 1 anything else.";
+
+/// Berth: a container registry in one binary.
+#[derive(Debug, Parser)]
+#[command(name = "berth", version = version(), arg_required_else_help = true, after_help = AFTER_HELP)]
+struct Arguments {
+    /// The configuration file. [default: the one that BERTH_CONFIG names, else /etc/berth/berth.toml]
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the registry until it is told to stop.
+    Serve,
+    /// Look at the configuration.
+    #[command(subcommand)]
+    Config(config::Command),
+    /// Print a completion script for a shell, such as: berth completions bash > /etc/bash_completion.d/berth
+    Completions {
+        /// The shell.
+        shell: Shell,
+    },
+}
+
+/// Why a command did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    /// The settings are wrong: exit status 2, as for a wrong command line.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// Anything else: exit status 1.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+impl Failure {
+    fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::Config(_) => ExitCode::from(2),
+            Self::Io(_) => ExitCode::FAILURE,
+        }
+    }
+}
+
+/// The release, and the commit where the build was told of one.
+fn version() -> &'static str {
+    static VERSION: LazyLock<String> = LazyLock::new(|| {
+        let release = env!("CARGO_PKG_VERSION");
+        option_env!("SOURCE_COMMIT").map_or_else(|| release.to_owned(), |commit| format!("{release} ({commit})"))
+    });
+    &VERSION
+}
+
+/// Does what the process's arguments say. A failure is one line on standard error.
+pub fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match run(arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            // Nobody may be listening on standard error; the exit status still says it.
+            let _ = writeln!(io::stderr(), "berth: {failure}");
+            failure.exit_code()
+        }
+    }
+}
+
+fn run(arguments: Arguments) -> Result<(), Failure> {
+    let args = LoadArgs { config: arguments.config };
+    match arguments.command {
+        Command::Serve => serve::serve(load(args)?),
+        Command::Config(command) => config::run(&command, args),
+        Command::Completions { shell } => completions(shell),
+    }
+}
+
+fn load(args: LoadArgs) -> Result<Loaded, Failure> {
+    Ok(Config::load(args, environment()?)?)
+}
+
+fn completions(shell: Shell) -> Result<(), Failure> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Arguments::command(), "berth", &mut script);
+    print(&script)
+}
+
+/// Writes to standard output. A reader that has seen enough (`| head`) is no failure.
+fn print(text: &[u8]) -> Result<(), Failure> {
+    match io::stdout().lock().write_all(text) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        other => Ok(other?),
+    }
+}

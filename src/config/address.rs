@@ -1,0 +1,385 @@
+//! Where things are: sockets, sites, the object store, the index.
+//!
+//! An address is only parsed here; whether anybody answers at it is for the layer that dials it to say.
+
+use std::{borrow::Cow, fmt, net::SocketAddr, ops::Deref, path::PathBuf};
+
+use http::Uri;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
+
+use super::text::{MASK, Text, Written};
+
+impl Written for SocketAddr {
+    const NAME: &'static str = "SocketAddress";
+    const WANT: &'static str = "an IP address and a port, such as \"127.0.0.1:5000\" or \"[::1]:5000\"";
+
+    fn read(text: &str) -> Option<Self> {
+        text.parse().ok()
+    }
+
+    fn write(&self) -> String {
+        self.to_string()
+    }
+}
+
+/// The addresses that a server listens on: at least one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listen(Vec<SocketAddr>);
+
+/// Listening addresses as a person may write them.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum OneOrSeveral {
+    One(Text<SocketAddr>),
+    Several(Vec<Text<SocketAddr>>),
+}
+
+impl Listen {
+    /// What is allowed, as the end of the sentence "want …".
+    const WANT: &'static str =
+        "an IP address and a port, such as \"127.0.0.1:5000\" or \"[::]:5000\", or a list of several";
+
+    /// One address.
+    pub fn one(address: SocketAddr) -> Self {
+        Self(vec![address])
+    }
+
+    /// Whether only this machine can connect to any of them.
+    pub fn is_loopback(&self) -> bool {
+        self.outside().is_none()
+    }
+
+    /// The first address that another machine could connect to.
+    pub fn outside(&self) -> Option<SocketAddr> {
+        // Canonical first: `[::ffff:127.0.0.1]` is the loopback address of IPv4.
+        self.0.iter().copied().find(|address| !address.ip().to_canonical().is_loopback())
+    }
+}
+
+impl Deref for Listen {
+    type Target = [SocketAddr];
+
+    fn deref(&self) -> &[SocketAddr] {
+        &self.0
+    }
+}
+
+impl<'de> Deserialize<'de> for Listen {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let addresses = match OneOrSeveral::deserialize(deserializer)? {
+            OneOrSeveral::One(Text(address)) => vec![address],
+            OneOrSeveral::Several(several) => several.into_iter().map(|Text(address)| address).collect(),
+        };
+        if addresses.is_empty() {
+            return Err(D::Error::custom(Self::WANT));
+        }
+        Ok(Self(addresses))
+    }
+}
+
+impl Serialize for Listen {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.0.as_slice() {
+            [one] => serializer.collect_str(one),
+            several => serializer.collect_seq(several.iter().map(SocketAddr::to_string)),
+        }
+    }
+}
+
+impl JsonSchema for Listen {
+    fn schema_name() -> Cow<'static, str> {
+        "Listen".into()
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "type": ["string", "array"],
+            "items": { "type": "string", "x-want": SocketAddr::WANT },
+            "minItems": 1,
+            "x-want": Self::WANT,
+        })
+    }
+}
+
+/// An absolute `http` or `https` URL without user, path or query, kept without a slash at its end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Site(String);
+
+impl Site {
+    /// Scheme, host and port: `https://r.example.com`.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Written for Site {
+    const NAME: &'static str = "Site";
+    const WANT: &'static str = "an absolute http or https URL without a path, such as \"https://r.example.com\"";
+
+    fn read(text: &str) -> Option<Self> {
+        // A `Uri` forgets a fragment and takes a missing path for `/`; the text must say no more than it.
+        let uri: Uri = text.parse().ok()?;
+        let scheme = uri.scheme_str().filter(|scheme| matches!(*scheme, "http" | "https"))?;
+        let authority = uri.authority().filter(|authority| !authority.as_str().contains('@'))?;
+        if authority.host().is_empty() || authority.as_str().ends_with(':') {
+            return None;
+        }
+        let site = format!("{scheme}://{authority}");
+        (text.strip_suffix('/').unwrap_or(text) == site).then_some(Self(site))
+    }
+
+    fn write(&self) -> String {
+        self.0.clone()
+    }
+}
+
+/// Whose pages may call the registry from a browser.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CorsOrigin {
+    /// Those of any site.
+    Any,
+    /// Those of one.
+    Site(Site),
+}
+
+impl Written for CorsOrigin {
+    const NAME: &'static str = "CorsOrigin";
+    const WANT: &'static str = "\"*\", or an origin such as \"https://ui.example.com\"";
+
+    fn read(text: &str) -> Option<Self> {
+        if text == "*" {
+            return Some(Self::Any);
+        }
+        Site::read(text).map(Self::Site)
+    }
+
+    fn write(&self) -> String {
+        match self {
+            Self::Any => "*".to_owned(),
+            Self::Site(site) => site.write(),
+        }
+    }
+}
+
+/// Where the bucket is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StorageUrl {
+    /// A local directory.
+    File(PathBuf),
+    /// A bucket of an S3-compatible store.
+    S3 {
+        /// The bucket's name.
+        bucket: String,
+        /// What Berth's keys begin with, without a slash at either end; empty for the whole bucket.
+        prefix: String,
+    },
+}
+
+impl Written for StorageUrl {
+    const NAME: &'static str = "StorageUrl";
+    const WANT: &'static str = "\"file:PATH\" or \"s3://BUCKET/PREFIX\"";
+
+    fn read(text: &str) -> Option<Self> {
+        if let Some(path) = text.strip_prefix("file:") {
+            return read_path(path).map(Self::File);
+        }
+        let rest = text.strip_prefix("s3://")?;
+        let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
+        let prefix = prefix.strip_suffix('/').unwrap_or(prefix);
+        let named = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
+        // Letters that every S3-compatible store takes in a key without escaping.
+        let component = |part: &str| !matches!(part, "" | "." | "..") && part.bytes().all(named);
+        let good = component(bucket) && (prefix.is_empty() || prefix.split('/').all(component));
+        good.then(|| Self::S3 { bucket: bucket.to_owned(), prefix: prefix.to_owned() })
+    }
+
+    fn write(&self) -> String {
+        match self {
+            Self::File(path) => format!("file:{}", path.display()),
+            Self::S3 { bucket, prefix } if prefix.is_empty() => format!("s3://{bucket}"),
+            Self::S3 { bucket, prefix } => format!("s3://{bucket}/{prefix}"),
+        }
+    }
+}
+
+/// Where the index is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum IndexUrl {
+    /// An embedded database in `.index` in the bucket's own directory.
+    Embedded,
+    /// An embedded database in this directory.
+    EmbeddedAt(PathBuf),
+    /// A Redis server.
+    Redis(RedisUrl),
+}
+
+/// The URL of a Redis server. It may hold a password, so only [`RedisUrl::reveal`] gives all of it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct RedisUrl(String);
+
+impl RedisUrl {
+    /// The whole URL, password and all, for the client that connects.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+
+    /// `redis://[[USER]:PASSWORD@]HOST[:PORT][/DATABASE]`
+    fn read(text: &str) -> Option<Self> {
+        let rest = text.strip_prefix("redis://")?;
+        let (server, database) = rest.split_once('/').unwrap_or((rest, ""));
+        let (user, host) = server.rsplit_once('@').unwrap_or(("", server));
+        let good = host.parse::<http::uri::Authority>().is_ok()
+            && !host.ends_with(':')
+            && database.bytes().all(|byte| byte.is_ascii_digit())
+            && user.bytes().all(|byte| byte.is_ascii_graphic());
+        good.then(|| Self(text.to_owned()))
+    }
+}
+
+impl fmt::Display for RedisUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some((before, host)) = self.0.rsplit_once('@') else {
+            return f.write_str(&self.0);
+        };
+        let user = before.trim_start_matches("redis://").split(':').next().unwrap_or_default();
+        write!(f, "redis://{user}:{MASK}@{host}")
+    }
+}
+
+impl fmt::Debug for RedisUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl Written for IndexUrl {
+    const NAME: &'static str = "IndexUrl";
+    const WANT: &'static str = "\"embedded\", \"embedded:PATH\" or \"redis://[USER:PASSWORD@]HOST:PORT/DATABASE\"";
+
+    fn read(text: &str) -> Option<Self> {
+        if text == "embedded" {
+            return Some(Self::Embedded);
+        }
+        if let Some(path) = text.strip_prefix("embedded:") {
+            return read_path(path).map(Self::EmbeddedAt);
+        }
+        RedisUrl::read(text).map(Self::Redis)
+    }
+
+    fn write(&self) -> String {
+        match self {
+            Self::Embedded => "embedded".to_owned(),
+            Self::EmbeddedAt(path) => format!("embedded:{}", path.display()),
+            Self::Redis(url) => url.to_string(),
+        }
+    }
+}
+
+/// What every key in a shared Redis begins with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Namespace(String);
+
+impl Default for Namespace {
+    fn default() -> Self {
+        Self("berth:".to_owned())
+    }
+}
+
+impl Deref for Namespace {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Written for Namespace {
+    const NAME: &'static str = "Namespace";
+    const WANT: &'static str = "1 to 64 letters, digits, '.', '_', '-' or ':', such as \"berth:\"";
+
+    fn read(text: &str) -> Option<Self> {
+        // No braces: in a cluster, what stands between them decides on which node a key lives.
+        let good = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-' | b':');
+        ((1..=64).contains(&text.len()) && text.bytes().all(good)).then(|| Self(text.to_owned()))
+    }
+
+    fn write(&self) -> String {
+        self.0.clone()
+    }
+}
+
+/// A path that can be shown on one line.
+fn read_path(text: &str) -> Option<PathBuf> {
+    (!text.is_empty() && !text.contains(char::is_control)).then(|| PathBuf::from(text))
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sites_have_no_path() {
+        for (text, site) in [
+            ("https://r.example.com", "https://r.example.com"),
+            ("http://localhost:5000/", "http://localhost:5000"),
+            ("https://[::1]:5000", "https://[::1]:5000"),
+        ] {
+            assert_eq!(Site::read(text).unwrap().as_str(), site);
+        }
+        for bad in [
+            "",
+            "r.example.com",
+            "ftp://r.example.com",
+            "https://",
+            "https://r.example.com:",
+            "https://r.example.com/v2",
+            "https://r.example.com//",
+            "https://r.example.com?x",
+            "https://r.example.com#x",
+            "https://me@r.example.com",
+        ] {
+            assert_eq!(Site::read(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn buckets_are_read_and_written() {
+        for (text, shown) in [
+            ("file:berth-data", "file:berth-data"),
+            ("file:/var/lib/berth", "file:/var/lib/berth"),
+            ("s3://bucket", "s3://bucket"),
+            ("s3://bucket/", "s3://bucket"),
+            ("s3://bucket/a/b/", "s3://bucket/a/b"),
+        ] {
+            assert_eq!(StorageUrl::read(text).unwrap().write(), shown, "{text}");
+        }
+        for bad in ["", "file:", "berth-data", "s3://", "s3:///a", "s3://b//a", "s3://b/../a", "s3://b/a b", "gs://b"] {
+            assert_eq!(StorageUrl::read(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn an_index_never_shows_its_password() {
+        for (text, shown) in [
+            ("embedded", "embedded"),
+            ("embedded:/var/lib/index", "embedded:/var/lib/index"),
+            ("redis://redis:6379/0", "redis://redis:6379/0"),
+            ("redis://[::1]:6379", "redis://[::1]:6379"),
+            ("redis://berth:p@ss:w@redis:6379/1", "redis://berth:***@redis:6379/1"),
+            ("redis://:secret@redis", "redis://:***@redis"),
+        ] {
+            let url = IndexUrl::read(text).unwrap();
+            assert_eq!(url.write(), shown);
+            assert!(!format!("{url:?}").contains("secret"));
+        }
+        for bad in ["", "embedded:", "redis:", "redis://", "redis://h:", "redis://h/x", "rediss://h", "memcached://h"] {
+            assert_eq!(IndexUrl::read(bad), None, "{bad}");
+        }
+    }
+}

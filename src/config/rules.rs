@@ -1,0 +1,108 @@
+//! What must hold between settings, and the defaults that depend on other settings.
+
+use std::net::SocketAddr;
+
+use super::{
+    Sources,
+    address::{IndexUrl, Listen, StorageUrl},
+    error::ConfigError,
+    text::Written,
+    tree::{Anonymous, Config},
+    units::Size,
+};
+
+/// The smallest part of a multipart upload that S3 takes, but for the last.
+const SMALLEST_PART: Size = Size(5 << 20);
+
+/// Fills in the defaults that depend on other settings.
+pub(super) fn settle(config: &mut Config, sources: &Sources) {
+    if !sources.is_set("storage.s3.path_style") {
+        config.storage.s3.path_style = config.storage.s3.endpoint.is_some();
+    }
+    if !sources.any_under("auth") && config.server.listen.is_loopback() {
+        config.auth.anonymous = Anonymous::Admin;
+    }
+}
+
+/// Says the first rule that is broken.
+pub(super) fn check(config: &Config, sources: &Sources) -> Result<(), ConfigError> {
+    check_rules_are_whole(config, sources)?;
+    check_somebody_may_enter(config, sources)?;
+    check_index(config, sources)?;
+    check_s3(config, sources)?;
+    check_upload_memory(config, sources)
+}
+
+/// One line about the value of a key.
+fn refuse(sources: &Sources, key: &str, found: String, allowed: &str) -> Result<(), ConfigError> {
+    let origin = sources.of(key).clone();
+    Err(ConfigError::Value { key: key.to_owned(), origin, found, allowed: allowed.to_owned() })
+}
+
+fn check_rules_are_whole(config: &Config, sources: &Sources) -> Result<(), ConfigError> {
+    for (name, rule) in &config.auth.rules {
+        for (key, empty) in [("who", rule.who.is_empty()), ("repositories", rule.repositories.is_empty())] {
+            if empty {
+                let key = super::source::dotted(&["auth", "rules", name, key].map(str::to_owned));
+                return refuse(sources, &key, "found an empty list".to_owned(), "want at least one");
+            }
+        }
+    }
+    Ok(())
+}
+
+fn check_somebody_may_enter(config: &Config, sources: &Sources) -> Result<(), ConfigError> {
+    let nobody = config.auth.anonymous == Anonymous::None && config.auth.rules.is_empty();
+    let Some(address) = config.server.listen.outside().filter(|_| nobody) else { return Ok(()) };
+    let found = format!("found {address}, which other machines can reach, while nothing in [auth] lets anybody in");
+    let allowed = "set auth.anonymous (reader, creator, writer, admin) or a rule in auth.rules, or listen on 127.0.0.1";
+    refuse(sources, "server.listen", found, allowed)
+}
+
+fn check_index(config: &Config, sources: &Sources) -> Result<(), ConfigError> {
+    let index = &config.index;
+    if *index.url == IndexUrl::Embedded && matches!(*config.storage.url, StorageUrl::S3 { .. }) {
+        let found =
+            format!("found \"embedded\", and storage.url ({}) is no directory to keep it in", config.storage.url);
+        return refuse(sources, "index.url", found, "want \"embedded:PATH\" or \"redis://HOST:PORT/DATABASE\"");
+    }
+    if *index.write_deadline <= *index.margin * 2 {
+        let found = format!("found \"{}\" with an index.margin of \"{}\"", index.write_deadline, index.margin);
+        return refuse(sources, "index.write_deadline", found, "want more than twice index.margin");
+    }
+    Ok(())
+}
+
+fn check_s3(config: &Config, sources: &Sources) -> Result<(), ConfigError> {
+    let s3 = &config.storage.s3;
+    // A forgotten storage.url would otherwise keep a registry that was meant for a bucket in a directory.
+    let meant = ["endpoint", "region", "access_key_id", "secret_access_key"].map(|key| format!("storage.s3.{key}"));
+    let set = meant.iter().find(|key| sources.is_set(key));
+    if let (StorageUrl::File(_), Some(key)) = (&*config.storage.url, set) {
+        let found = format!("found while storage.url is \"{}\"", config.storage.url);
+        return refuse(sources, key, found, "want an s3:// URL in storage.url, or nothing in [storage.s3]");
+    }
+    let (given, missing) = match (&s3.access_key_id, &s3.secret_access_key) {
+        (Some(_), None) => ("access_key_id", "secret_access_key"),
+        (None, Some(_)) => ("secret_access_key", "access_key_id"),
+        (Some(_), Some(_)) | (None, None) => return Ok(()),
+    };
+    let found = format!("found without storage.s3.{missing}");
+    refuse(sources, &format!("storage.s3.{given}"), found, "want both or neither")
+}
+
+fn check_upload_memory(config: &Config, sources: &Sources) -> Result<(), ConfigError> {
+    let memory = *config.limits.upload_memory;
+    if memory >= SMALLEST_PART {
+        return Ok(());
+    }
+    let found = format!("found \"{}\"", memory.write());
+    refuse(sources, "limits.upload_memory", found, "want at least \"5MiB\", the smallest part that S3 takes")
+}
+
+/// Where to listen when only `PORT` says so. A platform that sets it sends its requests from outside; but as
+/// long as nothing was said about access, only this machine may connect.
+pub(super) fn listen_on(port: u16, access_is_set: bool) -> Listen {
+    let host = if access_is_set { [0, 0, 0, 0] } else { [127, 0, 0, 1] };
+    Listen::one(SocketAddr::from((host, port)))
+}

@@ -1,0 +1,130 @@
+//! Values that are written as text: the one way in which a setting goes from text to a type and back.
+//!
+//! The same text works in the file and in an environment variable, and what Berth shows is written as it
+//! would be read. Nothing here knows a key.
+
+use std::{borrow::Cow, fmt, ops::Deref};
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
+
+/// A type that settings write as text.
+pub trait Written: Sized {
+    /// The type's name in the JSON Schema.
+    const NAME: &'static str;
+    /// What is allowed, as the end of the sentence "want …".
+    const WANT: &'static str;
+    /// Reads the text; `None` if it isn't what [`Self::WANT`] says.
+    fn read(text: &str) -> Option<Self>;
+    /// Writes the value so that [`Self::read`] gives it again, but for secrets, which become `***`.
+    fn write(&self) -> String;
+}
+
+/// A setting whose value is written as text. It reads as the value itself.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Text<T>(pub T);
+
+impl<T> Deref for Text<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.0
+    }
+}
+
+impl<T: Written> fmt::Display for Text<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.write())
+    }
+}
+
+impl<T: Written> fmt::Debug for Text<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // As written, so that no secret gets into a log through a `{:?}`.
+        f.write_str(&self.0.write())
+    }
+}
+
+impl<'de, T: Written> Deserialize<'de> for Text<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        T::read(&text).map(Self).ok_or_else(|| D::Error::custom(T::WANT))
+    }
+}
+
+impl<T: Written> Serialize for Text<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0.write())
+    }
+}
+
+impl<T: Written> JsonSchema for Text<T> {
+    fn schema_name() -> Cow<'static, str> {
+        T::NAME.into()
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "string", "x-want": T::WANT })
+    }
+}
+
+/// Text that is shown to nobody.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Secret(String);
+
+/// What is shown in place of a secret.
+pub const MASK: &str = "***";
+
+impl Secret {
+    /// The secret itself, for the one place that needs it.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Written for Secret {
+    const NAME: &'static str = "Secret";
+    const WANT: &'static str = "text that is not empty, without control characters";
+
+    fn read(text: &str) -> Option<Self> {
+        is_plain(text).then(|| Self(text.to_owned()))
+    }
+
+    fn write(&self) -> String {
+        MASK.to_owned()
+    }
+}
+
+/// A word whose meaning is somebody else's: a region, the id of an access key.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Word(String);
+
+impl Deref for Word {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Written for Word {
+    const NAME: &'static str = "Word";
+    const WANT: &'static str = "one word, without spaces";
+
+    fn read(text: &str) -> Option<Self> {
+        (is_plain(text) && !text.contains(char::is_whitespace)).then(|| Self(text.to_owned()))
+    }
+
+    fn write(&self) -> String {
+        self.0.clone()
+    }
+}
+
+/// Whether there is text, all of it printable.
+fn is_plain(text: &str) -> bool {
+    !text.is_empty() && !text.contains(char::is_control)
+}

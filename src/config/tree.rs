@@ -1,0 +1,345 @@
+//! The settings themselves: one tree of structs. A field's doc comment is what the JSON Schema and the
+//! reference in `docs/` say of the key, so it is written for whoever runs Berth.
+
+use std::{collections::BTreeMap, net::SocketAddr, num::NonZeroU32, path::PathBuf, time::Duration};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    address::{CorsOrigin, IndexUrl, Listen, Namespace, Site, StorageUrl},
+    pattern::{RepositoryPattern, TagPattern},
+    text::{Secret, Text, Word},
+    units::{Ceiling, LogFilter, Size},
+};
+
+/// All of Berth's settings.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Where clients reach the registry.
+    pub server: Server,
+    /// The listener for those who run Berth: metrics and health.
+    pub admin: Admin,
+    /// The bucket: where the bytes are, and the truth.
+    pub storage: Storage,
+    /// The index, which makes answers fast. All that is in it can be rebuilt from the bucket.
+    pub index: Index,
+    /// Who may do what.
+    pub auth: Auth,
+    /// What may happen to tags.
+    pub tags: Tags,
+    /// Limits that keep memory and time bounded, whatever clients send.
+    pub limits: Limits,
+    /// What is logged, and how. Logs go to standard error.
+    pub log: Log,
+}
+
+/// `[server]`
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Server {
+    /// The address to listen on, or a list of several. Where it is not set and `PORT` is: that port, on
+    /// `0.0.0.0` once anything in `[auth]` is set, else on `127.0.0.1`.
+    pub listen: Listen,
+    /// The URL that clients know this registry by. Where it is not set, links are derived from each request.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub public_url: Option<Text<Site>>,
+    /// The origins whose pages may call the registry from a browser; `*` is any.
+    pub cors_origins: Vec<Text<CorsOrigin>>,
+}
+
+/// `[admin]`
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Admin {
+    /// The address to listen on. It asks for no password: let only those reach it who run Berth.
+    pub listen: Text<SocketAddr>,
+}
+
+/// `[storage]`
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Storage {
+    /// Where the bucket is: `file:PATH` is a local directory (a relative path starts at the working
+    /// directory), `s3://BUCKET/PREFIX` a bucket of S3 or of a store that speaks its protocol.
+    pub url: Text<StorageUrl>,
+    /// Whether a write to a local directory is on disk (fsync) before it is acknowledged. Without it a power
+    /// failure can lose pushes that were acknowledged.
+    pub sync: bool,
+    /// How to reach an S3-compatible store. Only for an `s3://` URL.
+    pub s3: S3,
+}
+
+/// `[storage.s3]`
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct S3 {
+    /// The store's URL, where it is not Amazon's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<Text<Site>>,
+    /// The region. Where it is not set, `AWS_REGION` counts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub region: Option<Text<Word>>,
+    /// Whether the bucket is named in the path of a request and not in the host.
+    #[schemars(extend("x-default" = "`true` where `storage.s3.endpoint` is set, else `false`"))]
+    pub path_style: bool,
+    /// The id of the access key. Where it is not set, `AWS_ACCESS_KEY_ID` and the cloud's own ways count.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub access_key_id: Option<Text<Word>>,
+    /// The secret of the access key. It goes with `storage.s3.access_key_id`: both or neither.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-secret" = true))]
+    pub secret_access_key: Option<Text<Secret>>,
+}
+
+/// `[index]`
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Index {
+    /// Where the index is: `embedded` is a database in `.index` in the directory of a `file:` bucket,
+    /// `embedded:PATH` one in a directory of its own, for a single replica; several replicas share a
+    /// `redis://` server. A URL with a password is best read from a file.
+    #[schemars(extend("x-secret" = true))]
+    pub url: Text<IndexUrl>,
+    /// What each key in Redis begins with. Registries that share a server have one each.
+    pub namespace: Text<Namespace>,
+    /// For how long a replica believes the index without looking again at the bucket.
+    pub lease: Text<Duration>,
+    /// How long a write to the bucket may take before it no longer counts. More than twice `index.margin`.
+    pub write_deadline: Text<Duration>,
+    /// How far the store's clock may be off, and how long a small object that it received may take to become
+    /// visible.
+    pub margin: Text<Duration>,
+}
+
+/// `[auth]`
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Auth {
+    /// What someone who has not logged in may do with every repository. Berth does not start on an address
+    /// that other machines reach while nothing here lets anybody in.
+    #[schemars(extend("x-default" = "`\"admin\"` where every address of `server.listen` is a loopback address and nothing else in `[auth]` is set, else `\"none\"`"))]
+    pub anonymous: Anonymous,
+    /// Rules, by a name of your own. They only add up: what one grants, no other takes away.
+    pub rules: BTreeMap<String, Rule>,
+}
+
+/// What someone who has not logged in may do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+#[schemars(inline)]
+pub enum Anonymous {
+    /// Nothing but what a rule grants.
+    #[default]
+    None,
+    /// As [`Role::Reader`].
+    Reader,
+    /// As [`Role::Creator`].
+    Creator,
+    /// As [`Role::Writer`].
+    Writer,
+    /// As [`Role::Admin`].
+    Admin,
+}
+
+impl Anonymous {
+    /// The role, if there is one.
+    pub fn role(self) -> Option<Role> {
+        match self {
+            Self::None => None,
+            Self::Reader => Some(Role::Reader),
+            Self::Creator => Some(Role::Creator),
+            Self::Writer => Some(Role::Writer),
+            Self::Admin => Some(Role::Admin),
+        }
+    }
+}
+
+/// `[auth.rules.<name>]`
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Rule {
+    /// Whom the rule is about: `anonymous` is whoever has not logged in, `everyone` is anybody at all.
+    pub who: Vec<Who>,
+    /// What they may do: a `reader` pulls, a `creator` also pushes but moves no tag that exists, a `writer`
+    /// pushes anything, an `admin` also deletes.
+    pub role: Role,
+    /// Patterns of repositories: `*` is any one component of a name, `**` any number, also none.
+    pub repositories: Vec<Text<RepositoryPattern>>,
+}
+
+/// Whom a rule is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+#[schemars(inline, extend("x-want" = "\"anonymous\" or \"everyone\", the only ones there are so far"))]
+pub enum Who {
+    /// Whoever has not logged in.
+    Anonymous,
+    /// Anybody at all.
+    Everyone,
+}
+
+/// What one may do; each role may do what the one before it may.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+#[schemars(inline)]
+pub enum Role {
+    /// Pull.
+    Reader,
+    /// Push, but move no tag that exists.
+    Creator,
+    /// Push.
+    Writer,
+    /// Delete.
+    Admin,
+}
+
+/// `[tags]`
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Tags {
+    /// Patterns of tags that are never moved once they exist; `*` stands for any characters.
+    pub immutable: Vec<Text<TagPattern>>,
+    /// How many revisions of each tag are kept, the present one among them.
+    pub history: NonZeroU32,
+}
+
+/// `[limits]`
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// How many connections are open at once; one more waits to be accepted.
+    pub connections: NonZeroU32,
+    /// How many requests are in flight at once.
+    pub requests: NonZeroU32,
+    /// How much memory all uploads together use for bytes on their way to the bucket. At least `5MiB`, the
+    /// smallest part that S3 takes.
+    pub upload_memory: Text<Size>,
+    /// The largest blob that may be pushed.
+    pub blob_size: Text<Ceiling>,
+    /// How long a client may take to send the head of a request.
+    pub header_timeout: Text<Duration>,
+    /// How long a connection is kept open without a request.
+    pub idle_timeout: Text<Duration>,
+    /// How long the body of a request may stand still.
+    pub body_idle_timeout: Text<Duration>,
+    /// How long requests in flight may go on once Berth was told to stop.
+    pub drain_timeout: Text<Duration>,
+    /// How long an upload may lie unfinished before it is dropped.
+    pub upload_expiry: Text<Duration>,
+    /// How old a thing that nothing refers to must be before it is collected.
+    pub grace: Text<Duration>,
+    /// How much memory holds manifests that were read lately.
+    pub manifest_cache: Text<Size>,
+}
+
+/// `[log]`
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Log {
+    /// `text` is for people, `json` for machines: one object a line.
+    pub format: LogFormat,
+    /// The least severe level that is logged, or one for each part of Berth.
+    pub level: Text<LogFilter>,
+    /// Whether each request leaves a line.
+    pub access: bool,
+}
+
+/// How a line of the log is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+#[schemars(inline)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// For machines.
+    Json,
+}
+
+impl Config {
+    /// The directory of the embedded index; `None` where the index is a server.
+    pub fn index_directory(&self) -> Option<PathBuf> {
+        match (&*self.index.url, &*self.storage.url) {
+            (IndexUrl::EmbeddedAt(path), _) => Some(path.clone()),
+            (IndexUrl::Embedded, StorageUrl::File(path)) => Some(path.join(".index")),
+            (IndexUrl::Embedded, StorageUrl::S3 { .. }) | (IndexUrl::Redis(_), _) => None,
+        }
+    }
+}
+
+impl Default for Server {
+    fn default() -> Self {
+        Self { listen: Listen::one(([127, 0, 0, 1], 5000).into()), public_url: None, cors_origins: Vec::new() }
+    }
+}
+
+impl Default for Admin {
+    fn default() -> Self {
+        Self { listen: Text(([127, 0, 0, 1], 5001).into()) }
+    }
+}
+
+impl Default for Storage {
+    fn default() -> Self {
+        Self { url: Text(StorageUrl::File("berth-data".into())), sync: true, s3: S3::default() }
+    }
+}
+
+impl Default for Index {
+    fn default() -> Self {
+        Self {
+            url: Text(IndexUrl::Embedded),
+            namespace: Text(Namespace::default()),
+            lease: seconds(5),
+            write_deadline: seconds(10),
+            margin: seconds(3),
+        }
+    }
+}
+
+/// Enough to go back past a bad week of releases, and little to list.
+const HISTORY: NonZeroU32 = NonZeroU32::new(10).expect("ten is not zero");
+/// Far below what a process may open as files, with two descriptors a connection.
+const CONNECTIONS: NonZeroU32 = NonZeroU32::new(10_000).expect("ten thousand is not zero");
+/// Ten connections wait for each request that is served: clients keep theirs open between requests.
+const REQUESTS: NonZeroU32 = NonZeroU32::new(1_000).expect("a thousand is not zero");
+
+impl Default for Tags {
+    fn default() -> Self {
+        Self { immutable: Vec::new(), history: HISTORY }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: CONNECTIONS,
+            requests: REQUESTS,
+            upload_memory: mebibytes(256),
+            blob_size: Text(Ceiling::None),
+            header_timeout: seconds(10),
+            idle_timeout: seconds(75),
+            body_idle_timeout: seconds(60),
+            drain_timeout: seconds(30),
+            upload_expiry: seconds(24 * 3600),
+            grace: seconds(24 * 3600),
+            manifest_cache: mebibytes(64),
+        }
+    }
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { format: LogFormat::Text, level: Text(LogFilter::default()), access: true }
+    }
+}
+
+fn seconds(seconds: u64) -> Text<Duration> {
+    Text(Duration::from_secs(seconds))
+}
+
+fn mebibytes(mebibytes: u64) -> Text<Size> {
+    Text(Size(mebibytes << 20))
+}

@@ -1,0 +1,473 @@
+//! The storage contract: one test for each promise of [`Store`], kept to by a local directory (synced and
+//! not) and by S3. What only a directory promises is in `storage_local.rs`.
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use berth::{
+    oci::{Algorithm, Digest},
+    storage::{
+        DataKey, Key, MultipartId, Stat, StorageError, Store, StoreTime,
+        key::EpochNumber,
+        local::Local,
+        read_small,
+        s3::{S3, S3Options},
+    },
+};
+use bytes::Bytes;
+use futures_util::{TryStreamExt, future::join_all};
+use tempfile::TempDir;
+use ulid::Ulid;
+
+use crate::s3_server::{self, S3Server};
+
+/// Where a store is, apart from the object that opens it: opened again it is another process.
+pub(crate) enum Place {
+    Directory { directory: TempDir, sync: bool },
+    Bucket(S3Server),
+}
+
+impl Place {
+    pub(crate) async fn open(&self) -> Arc<dyn Store> {
+        match self {
+            Self::Directory { directory, sync } => Arc::new(Local::open(directory.path(), *sync).expect("open")),
+            Self::Bucket(server) => Arc::new(S3::open(options(server)).await.expect("open")),
+        }
+    }
+}
+
+pub(crate) fn options(server: &S3Server) -> S3Options {
+    S3Options {
+        bucket: server.bucket.clone(),
+        prefix: "some/where".to_owned(),
+        endpoint: Some(server.endpoint.clone()),
+        region: "us-east-1".to_owned(),
+        path_style: true,
+        access_key: Some((server.access_key.clone(), server.secret_key.clone())),
+    }
+}
+
+/// One of each kind of store, empty.
+async fn places() -> Vec<Place> {
+    let directory = || tempfile::tempdir().expect("directory");
+    vec![
+        Place::Directory { directory: directory(), sync: true },
+        Place::Directory { directory: directory(), sync: false },
+        Place::Bucket(s3_server::start().await),
+    ]
+}
+
+pub(crate) async fn stores() -> Vec<(Place, Arc<dyn Store>)> {
+    let mut stores = Vec::new();
+    for place in places().await {
+        let store = place.open().await;
+        stores.push((place, store));
+    }
+    stores
+}
+
+pub(crate) fn data() -> Key {
+    Key::Data(DataKey(Ulid::r#gen()))
+}
+
+/// A manifest's key in `repository`; with `object` counting up they sort in that order.
+fn manifest(repository: &str, object: u128) -> Key {
+    let digest = Digest::of(Algorithm::Sha256, b"a manifest");
+    Key::Manifest { repository: repository.parse().expect("name"), digest, object: Ulid::from(object) }
+}
+
+/// Bytes that are different at every position that matters.
+pub(crate) fn pattern(length: usize) -> Bytes {
+    (0..length).map(|at| (at % 251) as u8 ^ (at >> 12) as u8).collect::<Vec<u8>>().into()
+}
+
+pub(crate) async fn whole(store: &Arc<dyn Store>, key: &Key) -> Result<Bytes, StorageError> {
+    read_small(store, key, 1 << 30).await
+}
+
+fn past(store: &Arc<dyn Store>) -> StoreTime {
+    store.now().minus(Duration::from_secs(3))
+}
+
+fn soon(store: &Arc<dyn Store>) -> StoreTime {
+    store.now().plus(Duration::from_secs(60))
+}
+
+async fn names(store: &Arc<dyn Store>, prefix: &str) -> Vec<String> {
+    let page = store.list(prefix, None, 1000).await.expect("list");
+    assert!(!page.more);
+    page.objects.into_iter().map(|(key, _)| key).collect()
+}
+
+/// All keys under a prefix, by pages of `limit`.
+async fn paged(store: &Arc<dyn Store>, prefix: &str, limit: usize) -> Vec<String> {
+    let mut keys: Vec<String> = Vec::new();
+    loop {
+        let page = store.list(prefix, keys.last().map(String::as_str), limit).await.expect("list");
+        assert!(page.objects.len() <= limit);
+        keys.extend(page.objects.into_iter().map(|(key, _)| key));
+        if !page.more {
+            return keys;
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_was_put_is_read_listed_and_known() {
+    for (_place, store) in stores().await {
+        let key = data();
+        let chunks = vec![Bytes::from_static(b"in "), Bytes::new(), Bytes::from_static(b"pieces")];
+        store.put(&key, chunks, Some(soon(&store))).await.expect("put");
+        assert_eq!(whole(&store, &key).await.expect("read"), "in pieces");
+        let stat = store.stat(&key).await.expect("stat").expect("there");
+        assert_eq!(stat.size, 9);
+        let page = store.list("data/", None, 10).await.expect("list");
+        assert_eq!(page.objects.len(), 1);
+        let (listed, Stat { size, .. }) = &page.objects[0];
+        assert_eq!((listed, *size, page.more), (&key.to_string(), 9, false), "{store:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_empty_object_is_an_object() {
+    for (_place, store) in stores().await {
+        for chunks in [Vec::new(), vec![Bytes::new()]] {
+            let key = data();
+            store.put(&key, chunks, None).await.expect("put");
+            assert_eq!(store.stat(&key).await.expect("stat").map(|stat| stat.size), Some(0));
+            assert_eq!(whole(&store, &key).await.expect("read"), "");
+        }
+        assert_eq!(names(&store, "data/").await.len(), 2);
+    }
+}
+
+#[tokio::test]
+async fn a_listing_is_in_byte_order_of_the_whole_key() {
+    for (_place, store) in stores().await {
+        let mut expected = BTreeSet::new();
+        for repository in ["a", "a/b", "a-b", "a.b", "a/b/c", "a0", "b"] {
+            for object in 0..3 {
+                let key = manifest(repository, object);
+                store.put(&key, vec![Bytes::from_static(b"x")], None).await.expect("put");
+                expected.insert(key.to_string());
+            }
+        }
+        let expected: Vec<String> = expected.into_iter().collect();
+        for limit in [1, 2, 5, 20, 21, 1000] {
+            assert_eq!(paged(&store, "repos/", limit).await, expected, "by {limit}");
+        }
+        assert_eq!(paged(&store, "", 4).await, expected);
+        let under_a: Vec<&String> = expected.iter().filter(|key| key.starts_with("repos/a/")).collect();
+        assert_eq!(names(&store, "repos/a/").await.iter().collect::<Vec<_>>(), under_a);
+        assert_eq!(names(&store, "repos/a/_manifests/").await.len(), 3);
+        assert!(names(&store, "repos/none/").await.is_empty());
+    }
+}
+
+#[tokio::test]
+async fn a_listing_goes_on_after_any_text() {
+    for (_place, store) in stores().await {
+        let keys = [manifest("a", 1), manifest("a/b", 1), manifest("c", 1)];
+        for key in &keys {
+            store.put(key, vec![], None).await.expect("put");
+        }
+        let after = async |after: &str| {
+            let page = store.list("repos/", Some(after), 1000).await.expect("list");
+            page.objects.len()
+        };
+        assert_eq!(after("repos/").await, 3);
+        assert_eq!(after("repos/a/").await, 3);
+        assert_eq!(after("repos/a/a").await, 2);
+        assert_eq!(after(&keys[0].to_string()).await, 2);
+        assert_eq!(after("repos/b").await, 1);
+        assert_eq!(after("repos/c/_manifests0").await, 0);
+        assert_eq!(after("z").await, 0);
+    }
+}
+
+#[tokio::test]
+async fn ranges_and_objects_of_many_blocks_are_read_exactly() {
+    for (_place, store) in stores().await {
+        let (key, bytes) = (data(), pattern((5 << 20) + 12_345));
+        let chunks = bytes.chunks(100_000).map(|chunk| bytes.slice_ref(chunk)).collect();
+        store.put(&key, chunks, None).await.expect("put");
+        assert!(whole(&store, &key).await.expect("read") == bytes);
+        let end = bytes.len() as u64;
+        let block = 256 << 10;
+        let ranges = [
+            0..1,
+            end - 1..end,
+            0..end,
+            1000..2000,
+            block - 1..block + 1,
+            block..2 * block,
+            block - 7..4 * block + 7,
+            3..end,
+        ];
+        for range in ranges {
+            let chunks: Vec<Bytes> =
+                store.read(&key, Some(range.clone())).await.expect("read").try_collect().await.expect("bytes");
+            assert!(chunks.concat() == bytes[range.start as usize..range.end as usize], "{range:?} {store:?}");
+        }
+        for outside in [end - 1..end + 1, end..end + 1, end + 5..end + 9] {
+            let refused = store.read(&key, Some(outside.clone())).await.err();
+            assert!(matches!(refused, Some(StorageError::Unavailable(..))), "{outside:?} {refused:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_reader_keeps_what_it_opened_while_it_is_deleted() {
+    for (_place, store) in stores().await {
+        let (key, bytes) = (data(), pattern(3 << 20));
+        store.put(&key, vec![bytes.clone()], None).await.expect("put");
+        let mut stream = store.read(&key, None).await.expect("read");
+        let first = stream.try_next().await.expect("bytes").expect("some");
+        store.delete(&key, soon(&store)).await.expect("delete");
+        let rest: Vec<Bytes> = stream.try_collect().await.expect("bytes");
+        assert!([first, rest.concat().into()].concat() == bytes);
+    }
+}
+
+#[tokio::test]
+async fn what_is_not_there_is_not_found() {
+    for (_place, store) in stores().await {
+        let key = data();
+        assert!(matches!(whole(&store, &key).await, Err(StorageError::NotFound(name)) if name == key.to_string()));
+        assert_eq!(store.stat(&key).await.expect("stat"), None);
+        let gone = MultipartId("01JD5K3X5Z0000000000000000".to_owned());
+        let part = store.put_part(&key, &gone, 0, store.part_size(), vec![Bytes::from_static(b"x")]).await;
+        assert!(matches!(part, Err(StorageError::NotFound(_))), "{part:?}");
+        let parts = vec![berth::storage::PartId("0.8.1.01JD5K3X5Z0000000000000000".to_owned())];
+        let completed = store.complete(&key, &gone, &parts).await;
+        assert!(matches!(completed, Err(StorageError::NotFound(_))), "{completed:?}");
+        store.abort(&key, &gone).await.expect("abort");
+    }
+}
+
+#[tokio::test]
+async fn an_upload_begun_by_one_process_is_completed_by_another() {
+    for place in places().await {
+        let (key, bytes) = (data(), pattern((5 << 20) + (5 << 20) + 77));
+        let size = 5 << 20;
+        let part = |number: usize| vec![bytes.slice(number * size..bytes.len().min((number + 1) * size))];
+        let (upload, first) = {
+            let store = place.open().await;
+            let upload = store.begin(&key).await.expect("begin");
+            (upload.clone(), store.put_part(&key, &upload, 0, size, part(0)).await.expect("part"))
+        };
+        let store = place.open().await;
+        assert_eq!(store.stat(&key).await.expect("stat"), None, "nothing is there before it is complete");
+        assert!(names(&store, "").await.is_empty(), "{store:?}");
+        // Side by side, and not in order.
+        let (third, second) = tokio::join!(
+            store.put_part(&key, &upload, 2, size, part(2)),
+            store.put_part(&key, &upload, 1, size, part(1)),
+        );
+        let parts = [first, second.expect("part"), third.expect("part")];
+        store.complete(&key, &upload, &parts).await.expect("complete");
+        assert!(whole(&store, &key).await.expect("read") == bytes);
+        assert_eq!(names(&store, "").await, [key.to_string()]);
+        store.complete(&key, &upload, &parts).await.expect("complete again");
+        drop(store);
+        let store = place.open().await;
+        store.complete(&key, &upload, &parts).await.expect("complete again, elsewhere");
+        let late = store.put_part(&key, &upload, 0, size, part(0)).await;
+        assert!(matches!(late, Err(StorageError::NotFound(_))), "{late:?}");
+        assert!(whole(&store, &key).await.expect("read") == bytes);
+    }
+}
+
+#[tokio::test]
+async fn a_part_that_was_replaced_cannot_be_completed_with() {
+    for (_place, store) in stores().await {
+        let (key, size) = (data(), 5 << 20);
+        let upload = store.begin(&key).await.expect("begin");
+        let old = store.put_part(&key, &upload, 0, size, vec![pattern(1000)]).await.expect("part");
+        let new = store.put_part(&key, &upload, 0, size, vec![pattern(900)]).await.expect("part");
+        let refused = store.complete(&key, &upload, std::slice::from_ref(&old)).await;
+        assert!(matches!(refused, Err(StorageError::PartChanged(_))), "{refused:?}");
+        assert_eq!(store.stat(&key).await.expect("stat"), None);
+        store.complete(&key, &upload, &[new]).await.expect("complete");
+        assert!(whole(&store, &key).await.expect("read") == pattern(900), "no trace of the longer one");
+    }
+}
+
+#[tokio::test]
+async fn an_aborted_upload_is_gone() {
+    for (_place, store) in stores().await {
+        let key = data();
+        let upload = store.begin(&key).await.expect("begin");
+        let part = store.put_part(&key, &upload, 0, store.part_size(), vec![pattern(10)]).await.expect("part");
+        store.abort(&key, &upload).await.expect("abort");
+        store.abort(&key, &upload).await.expect("abort again");
+        let completed = store.complete(&key, &upload, std::slice::from_ref(&part)).await;
+        assert!(matches!(completed, Err(StorageError::NotFound(_))), "{completed:?}");
+        let late = store.put_part(&key, &upload, 0, store.part_size(), vec![pattern(10)]).await;
+        assert!(matches!(late, Err(StorageError::NotFound(_))), "{late:?}");
+        assert_eq!(store.stat(&key).await.expect("stat"), None);
+    }
+}
+
+#[tokio::test]
+async fn an_upload_without_parts_is_an_empty_object() {
+    for (_place, store) in stores().await {
+        let key = data();
+        let upload = store.begin(&key).await.expect("begin");
+        store.complete(&key, &upload, &[]).await.expect("complete");
+        assert_eq!(store.stat(&key).await.expect("stat").map(|stat| stat.size), Some(0));
+    }
+}
+
+#[tokio::test]
+async fn a_put_after_its_deadline_is_refused() {
+    for (_place, store) in stores().await {
+        let key = data();
+        let refused = store.put(&key, vec![pattern(10)], Some(past(&store))).await;
+        assert!(matches!(refused, Err(StorageError::TooLate(_))), "{refused:?}");
+        assert_eq!(store.stat(&key).await.expect("stat"), None);
+        assert!(names(&store, "").await.is_empty());
+    }
+}
+
+#[tokio::test]
+async fn a_delete_removes_for_good_and_what_is_not_there_is_deleted_already() {
+    for (_place, store) in stores().await {
+        let (gone, stays) = (manifest("team/app", 1), manifest("team/app", 2));
+        for key in [&gone, &stays] {
+            store.put(key, vec![pattern(10)], None).await.expect("put");
+        }
+        store.delete(&gone, soon(&store)).await.expect("delete");
+        store.delete(&gone, soon(&store)).await.expect("delete again");
+        store.delete(&data(), soon(&store)).await.expect("delete nothing");
+        assert_eq!(store.stat(&gone).await.expect("stat"), None);
+        assert_eq!(names(&store, "").await, [stays.to_string()]);
+    }
+}
+
+#[tokio::test]
+async fn a_delete_after_its_deadline_is_refused() {
+    for (_place, store) in stores().await {
+        let key = data();
+        store.put(&key, vec![pattern(10)], None).await.expect("put");
+        let refused = store.delete(&key, past(&store)).await;
+        assert!(matches!(refused, Err(StorageError::TooLate(_))), "{refused:?}");
+        assert!(store.stat(&key).await.expect("stat").is_some());
+    }
+}
+
+#[tokio::test]
+async fn modified_is_the_store_s_own_time() {
+    // The margin that the protocols allow a store; a `Date` and a `Last-Modified` are whole seconds, each rounded down.
+    let margin = Duration::from_secs(3);
+    for (_place, store) in stores().await {
+        for _ in 0..20 {
+            let (key, before) = (data(), store.now());
+            let deadline = store.now().plus(Duration::from_secs(60));
+            store.put(&key, vec![pattern(10)], Some(deadline)).await.expect("put");
+            let modified = store.stat(&key).await.expect("stat").expect("there").modified;
+            assert!(
+                modified >= before.minus(margin) && modified <= store.now().plus(margin),
+                "{before:?} {modified:?}"
+            );
+            assert!(modified <= deadline);
+            if store.sign(&key, margin).await.expect("sign").is_none() {
+                assert!(modified <= store.now(), "a directory's clock is the one that dates its files");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn many_at_once_into_one_new_directory() {
+    for (_place, store) in stores().await {
+        let keys: Vec<Key> = (0..64).map(|object| manifest("new/one", object)).collect();
+        let puts = keys.iter().map(|key| store.put(key, vec![Bytes::from(key.to_string())], None));
+        for put in join_all(puts).await {
+            put.expect("put");
+        }
+        assert_eq!(names(&store, "repos/new/").await.len(), 64);
+        for key in &keys {
+            assert_eq!(whole(&store, key).await.expect("read"), key.to_string());
+        }
+    }
+}
+
+/// Deletes remove the directories that they empty, and puts need them.
+#[tokio::test]
+async fn puts_and_deletes_of_neighbours_do_not_disturb_each_other() {
+    for (_place, store) in stores().await {
+        let busy = (0..4).map(|task| {
+            let store = store.clone();
+            tokio::spawn(async move {
+                for round in 0..25 {
+                    let key = manifest("busy/one", task * 1000 + round);
+                    store.put(&key, vec![pattern(3)], None).await.expect("put");
+                    assert!(store.stat(&key).await.expect("stat").is_some());
+                    store.delete(&key, soon(&store)).await.expect("delete");
+                }
+            })
+        });
+        for task in join_all(busy).await {
+            task.expect("task");
+        }
+        assert!(names(&store, "").await.is_empty());
+    }
+}
+
+#[tokio::test]
+async fn a_signed_url_lets_anyone_get_and_do_nothing_else() {
+    for (place, store) in stores().await {
+        let key = data();
+        store.put(&key, vec![Bytes::from_static(b"signed")], None).await.expect("put");
+        let url = store.sign(&key, Duration::from_secs(60)).await.expect("sign");
+        let Place::Bucket(server) = place else {
+            assert_eq!(url, None);
+            continue;
+        };
+        let (url, client) = (url.expect("url"), reqwest::Client::new());
+        assert!(url.starts_with(&format!("{}/{}/some/where/data/", server.endpoint, server.bucket)), "{url}");
+        let got = client.get(&url).send().await.expect("get");
+        assert_eq!((got.status().as_u16(), got.text().await.expect("text")), (200, "signed".to_owned()));
+        assert_eq!(client.delete(&url).send().await.expect("delete").status().as_u16(), 403);
+        assert_eq!(client.put(&url).body("x").send().await.expect("put").status().as_u16(), 403);
+        assert_eq!(whole(&store, &key).await.expect("read"), "signed");
+    }
+}
+
+#[tokio::test]
+async fn an_epoch_is_found_at_its_place() {
+    for (_place, store) in stores().await {
+        let key = Key::Epoch(EpochNumber { generation: 1, random: 7 });
+        store.put(&key, vec![Bytes::from_static(b"{}")], Some(soon(&store))).await.expect("put");
+        store.put(&Key::Format, vec![Bytes::from_static(b"{}")], None).await.expect("put");
+        assert_eq!(names(&store, berth::storage::key::EPOCHS).await, [key.to_string()]);
+        assert_eq!(names(&store, "").await, ["berth.json".to_owned(), key.to_string()]);
+    }
+}
+
+/// What [`Store::delete`] of S3 rests on: the server itself refuses a signature that has expired.
+#[tokio::test]
+async fn an_expired_signature_is_refused_by_the_server() {
+    let server = s3_server::start().await;
+    let store: Arc<dyn Store> = Arc::new(S3::open(options(&server)).await.expect("open"));
+    let key = data();
+    store.put(&key, vec![pattern(1)], None).await.expect("put");
+    let url = store.sign(&key, Duration::from_secs(1)).await.expect("sign").expect("url");
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    let refused = reqwest::get(&url).await.expect("get");
+    assert_eq!(refused.status().as_u16(), 403);
+    assert!(refused.text().await.expect("text").contains("expired"));
+}
+
+#[tokio::test]
+async fn a_bucket_that_does_not_answer_is_said_in_one_line() {
+    let server = s3_server::start().await;
+    let missing = S3::open(S3Options { bucket: "missing".to_owned(), ..options(&server) }).await;
+    let wrong = S3::open(S3Options { access_key: Some(("test".into(), "wrong".into())), ..options(&server) }).await;
+    let dead = S3::open(S3Options { endpoint: Some("http://127.0.0.1:9".to_owned()), ..options(&server) }).await;
+    for (opened, says) in [(missing, "NoSuchBucket"), (wrong, "SignatureDoesNotMatch"), (dead, "127.0.0.1:9")] {
+        let text = opened.expect_err("refused").to_string();
+        assert!(text.contains(says) && text.contains("the bucket") && !text.contains('\n'), "{text}");
+        assert!(!text.contains("wrong"), "a secret is never said: {text}");
+    }
+}
