@@ -3,13 +3,12 @@
 //! An [`Identity`] is made here and nowhere else, and [`AccessRules`] decide from it and a repository's
 //! *name* alone: nothing here knows whether anything exists, so no answer can tell.
 
-mod pattern;
-
 use std::fmt;
 
-pub use pattern::{InvalidPattern, RepositoryPattern};
-
-use crate::oci::RepositoryName;
+use crate::{
+    config::{Auth, Role, Rule, Who},
+    oci::RepositoryName,
+};
 
 /// Who asks.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -18,25 +17,20 @@ pub enum Identity {
     Anonymous,
 }
 
+impl Identity {
+    fn is(&self, who: Who) -> bool {
+        match (who, self) {
+            (Who::Everyone, _) | (Who::Anonymous, Self::Anonymous) => true,
+        }
+    }
+}
+
 impl fmt::Display for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Anonymous => f.write_str("anonymous"),
         }
     }
-}
-
-/// What somebody may do in a repository; each role may do what the ones before it may.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Role {
-    /// Pull.
-    Reader,
-    /// Push, but not move a tag that exists.
-    Creator,
-    /// Push.
-    Writer,
-    /// Delete.
-    Admin,
 }
 
 /// What a request does to a repository.
@@ -51,7 +45,7 @@ pub enum Action {
 }
 
 impl Action {
-    /// Its name in a token's scope.
+    /// Its name in the scope of a token.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Pull => "pull",
@@ -70,36 +64,6 @@ impl Action {
     }
 }
 
-/// Whom a rule is about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Who {
-    /// Those who didn't say who they are.
-    Anonymous,
-    /// All, whoever they are.
-    Everyone,
-}
-
-impl Who {
-    fn is(self, identity: &Identity) -> bool {
-        match (self, identity) {
-            (Self::Everyone, _) | (Self::Anonymous, Identity::Anonymous) => true,
-        }
-    }
-}
-
-/// Gives a role to some, on some repositories.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Rule {
-    /// What the configuration calls it.
-    pub name: String,
-    /// To whom.
-    pub who: Vec<Who>,
-    /// What they may do.
-    pub role: Role,
-    /// Where.
-    pub repositories: Vec<RepositoryPattern>,
-}
-
 /// What somebody was allowed to do: the proof that it was asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Grant {
@@ -108,31 +72,34 @@ pub struct Grant {
 }
 
 /// All rules. They only add up: none takes away what another gives.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub struct AccessRules {
+    /// What those who didn't say who they are may do everywhere.
+    anonymous: Option<Role>,
     rules: Vec<Rule>,
 }
 
 impl AccessRules {
-    /// `rules`, and the role that those who didn't say who they are have in every repository, if any.
-    pub fn new(anonymous: Option<Role>, mut rules: Vec<Rule>) -> Self {
-        rules.extend(anonymous.map(|role| Rule {
-            name: "anonymous".to_owned(),
-            who: vec![Who::Anonymous],
-            role,
-            repositories: vec![RepositoryPattern::every()],
-        }));
-        Self { rules }
+    /// The rules as they are configured.
+    pub fn new(auth: &Auth) -> Self {
+        Self { anonymous: auth.anonymous.role(), rules: auth.rules.values().cloned().collect() }
     }
 
     /// The role of `identity` in `repository`: the highest that any rule gives.
     fn role(&self, identity: &Identity, repository: &RepositoryName) -> Option<Role> {
-        let of = |rule: &&Rule| rule.repositories.iter().any(|pattern| pattern.matches(repository));
-        self.of(identity).filter(of).map(|rule| rule.role).max()
+        let is_meant = |rule: &&Rule| rule.repositories.iter().any(|pattern| pattern.matches(repository));
+        let by_rules = self.about(identity).filter(is_meant).map(|rule| rule.role).max();
+        by_rules.max(self.everywhere(identity))
     }
 
-    fn of<'a>(&'a self, identity: &'a Identity) -> impl Iterator<Item = &'a Rule> {
-        self.rules.iter().filter(|rule| rule.who.iter().any(|who| who.is(identity)))
+    fn everywhere(&self, identity: &Identity) -> Option<Role> {
+        match identity {
+            Identity::Anonymous => self.anonymous,
+        }
+    }
+
+    fn about<'a>(&'a self, identity: &'a Identity) -> impl Iterator<Item = &'a Rule> {
+        self.rules.iter().filter(|rule| rule.who.iter().any(|who| identity.is(*who)))
     }
 
     /// Whether `identity` may do `action` in `repository`, and how far; `None` if not at all.
@@ -148,17 +115,24 @@ impl AccessRules {
 
     /// Whether there is anything at all that `identity` may do.
     pub fn may_anything(&self, identity: &Identity) -> bool {
-        self.of(identity).any(|rule| !rule.repositories.is_empty())
+        self.everywhere(identity).is_some() || self.about(identity).any(|rule| !rule.repositories.is_empty())
     }
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
+    use crate::config::{Anonymous, RepositoryPattern, Text, Written};
 
-    fn rule(who: Who, role: Role, repositories: &[&str]) -> Rule {
-        let repositories = repositories.iter().map(|text| text.parse().unwrap()).collect();
-        Rule { name: "test".to_owned(), who: vec![who], role, repositories }
+    fn rules(anonymous: Anonymous, rules: &[(Who, Role, &[&str])]) -> AccessRules {
+        let rule = |(who, role, repositories): &(Who, Role, &[&str])| Rule {
+            who: vec![*who],
+            role: *role,
+            repositories: repositories.iter().map(|text| Text(RepositoryPattern::read(text).unwrap())).collect(),
+        };
+        let named = rules.iter().enumerate().map(|(number, given)| (number.to_string(), rule(given)));
+        AccessRules::new(&Auth { anonymous, rules: named.collect() })
     }
 
     fn may(rules: &AccessRules, repository: &str, action: Action) -> Option<bool> {
@@ -170,27 +144,27 @@ mod tests {
     fn a_role_may_what_the_lesser_ones_may() {
         use Action::{Delete, Pull, Push};
         let table = [
-            (None, [None, None, None]),
-            (Some(Role::Reader), [Some(false), None, None]),
-            (Some(Role::Creator), [Some(true), Some(true), None]),
-            (Some(Role::Writer), [Some(false), Some(false), None]),
-            (Some(Role::Admin), [Some(false), Some(false), Some(false)]),
+            (Anonymous::None, [None, None, None]),
+            (Anonymous::Reader, [Some(false), None, None]),
+            (Anonymous::Creator, [Some(true), Some(true), None]),
+            (Anonymous::Writer, [Some(false), Some(false), None]),
+            (Anonymous::Admin, [Some(false), Some(false), Some(false)]),
         ];
         for (role, expected) in table {
-            let rules = AccessRules::new(role, Vec::new());
+            let rules = rules(role, &[]);
             assert_eq!([Pull, Push, Delete].map(|action| may(&rules, "a/b", action)), expected, "{role:?}");
-            assert_eq!(rules.may_anything(&Identity::Anonymous), role.is_some());
+            assert_eq!(rules.may_anything(&Identity::Anonymous), role != Anonymous::None);
         }
     }
 
     #[test]
     fn rules_only_add_up() {
-        let rules = AccessRules::new(
-            Some(Role::Reader),
-            vec![
-                rule(Who::Everyone, Role::Creator, &["team/*"]),
-                rule(Who::Anonymous, Role::Writer, &["team/app", "x/**"]),
-                rule(Who::Anonymous, Role::Reader, &["team/app"]),
+        let rules = rules(
+            Anonymous::Reader,
+            &[
+                (Who::Everyone, Role::Creator, &["team/*"]),
+                (Who::Anonymous, Role::Writer, &["team/app", "x/**"]),
+                (Who::Anonymous, Role::Reader, &["team/app"]),
             ],
         );
         assert_eq!(may(&rules, "team/other", Action::Push), Some(true));
@@ -202,7 +176,7 @@ mod tests {
 
     #[test]
     fn a_rule_on_nothing_gives_nothing() {
-        let rules = AccessRules::new(None, vec![rule(Who::Everyone, Role::Admin, &[])]);
+        let rules = rules(Anonymous::None, &[(Who::Everyone, Role::Admin, &[])]);
         assert!(!rules.may_anything(&Identity::Anonymous));
         assert_eq!(may(&rules, "a", Action::Pull), None);
     }
