@@ -4,15 +4,11 @@
 //! (shard, group, member) -> value, and everything that matters is decided by the checks of a batch. All
 //! rules live above, in [`facts`] and the modules of the rules.
 
-mod wake;
 pub mod embedded;
 pub mod facts;
 pub mod metered;
 pub mod redis;
-<<<<<<< HEAD
 mod wake;
-=======
->>>>>>> main
 
 use std::{fmt, sync::Arc, time::Duration};
 

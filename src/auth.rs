@@ -3,13 +3,12 @@
 //! An [`Identity`] is made here and nowhere else, and [`AccessRules`] decide from it and a repository's
 //! *name* alone: nothing here knows whether anything exists, so no answer can tell.
 
-mod pattern;
-
 use std::fmt;
 
-pub use pattern::{InvalidPattern, RepositoryPattern};
-
-use crate::oci::RepositoryName;
+use crate::{
+    config::{RepositoryPattern, Role, Rule, Text, Who},
+    oci::RepositoryName,
+};
 
 /// Who asks.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -24,19 +23,6 @@ impl fmt::Display for Identity {
             Self::Anonymous => f.write_str("anonymous"),
         }
     }
-}
-
-/// What somebody may do in a repository; each role may do what the ones before it may.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Role {
-    /// Pull.
-    Reader,
-    /// Push, but not move a tag that exists.
-    Creator,
-    /// Push.
-    Writer,
-    /// Delete.
-    Admin,
 }
 
 /// What a request does to a repository.
@@ -70,36 +56,6 @@ impl Action {
     }
 }
 
-/// Whom a rule is about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Who {
-    /// Those who didn't say who they are.
-    Anonymous,
-    /// All, whoever they are.
-    Everyone,
-}
-
-impl Who {
-    fn is(self, identity: &Identity) -> bool {
-        match (self, identity) {
-            (Self::Everyone, _) | (Self::Anonymous, Identity::Anonymous) => true,
-        }
-    }
-}
-
-/// Gives a role to some, on some repositories.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Rule {
-    /// What the configuration calls it.
-    pub name: String,
-    /// To whom.
-    pub who: Vec<Who>,
-    /// What they may do.
-    pub role: Role,
-    /// Where.
-    pub repositories: Vec<RepositoryPattern>,
-}
-
 /// What somebody was allowed to do: the proof that it was asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Grant {
@@ -115,14 +71,13 @@ pub struct AccessRules {
 
 impl AccessRules {
     /// `rules`, and the role that those who didn't say who they are have in every repository, if any.
-    pub fn new(anonymous: Option<Role>, mut rules: Vec<Rule>) -> Self {
-        rules.extend(anonymous.map(|role| Rule {
-            name: "anonymous".to_owned(),
+    pub fn new(anonymous: Option<Role>, rules: impl IntoIterator<Item = Rule>) -> Self {
+        let anonymous = anonymous.map(|role| Rule {
             who: vec![Who::Anonymous],
             role,
-            repositories: vec![RepositoryPattern::every()],
-        }));
-        Self { rules }
+            repositories: vec![Text(RepositoryPattern::every())],
+        });
+        Self { rules: rules.into_iter().chain(anonymous).collect() }
     }
 
     /// The role of `identity` in `repository`: the highest that any rule gives.
@@ -132,7 +87,7 @@ impl AccessRules {
     }
 
     fn of<'a>(&'a self, identity: &'a Identity) -> impl Iterator<Item = &'a Rule> {
-        self.rules.iter().filter(|rule| rule.who.iter().any(|who| who.is(identity)))
+        self.rules.iter().filter(|rule| rule.who.iter().any(|who| is(*who, identity)))
     }
 
     /// Whether `identity` may do `action` in `repository`, and how far; `None` if not at all.
@@ -152,13 +107,21 @@ impl AccessRules {
     }
 }
 
+/// Whether `who` covers an identity.
+fn is(who: Who, identity: &Identity) -> bool {
+    match (who, identity) {
+        (Who::Everyone, _) | (Who::Anonymous, Identity::Anonymous) => true,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Written;
 
     fn rule(who: Who, role: Role, repositories: &[&str]) -> Rule {
-        let repositories = repositories.iter().map(|text| text.parse().unwrap()).collect();
-        Rule { name: "test".to_owned(), who: vec![who], role, repositories }
+        let pattern = |text: &&str| Text(RepositoryPattern::read(text).unwrap());
+        Rule { who: vec![who], role, repositories: repositories.iter().map(pattern).collect() }
     }
 
     fn may(rules: &AccessRules, repository: &str, action: Action) -> Option<bool> {
