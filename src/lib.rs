@@ -3,6 +3,7 @@
 //! The map is in ARCHITECTURE.md; imports point one way, from here down to [`oci`].
 
 pub mod api;
+pub mod app;
 pub mod auth;
 pub mod blob;
 pub mod cli;

@@ -11,6 +11,7 @@ use tokio::sync::Semaphore;
 use ulid::Ulid;
 
 use crate::{
+    config::TagPattern,
     epoch::{self, Lease, Leases, Standing, Timing},
     error::{Code, Error, Result},
     index::{Ask, Batch, Connect, Outcome, Shard, Write},
@@ -37,8 +38,8 @@ pub struct Options {
     pub grace: Duration,
     /// How many revisions of a tag are kept.
     pub history: usize,
-    /// Tags that can't be moved or deleted once they exist, as patterns (`*` stands for any characters).
-    pub immutable_tags: Vec<String>,
+    /// Tags that can't be moved or deleted once they exist.
+    pub immutable_tags: Vec<TagPattern>,
 }
 
 impl Default for Options {
@@ -216,6 +217,9 @@ impl Registry {
         limit: usize,
         visible: impl Fn(&RepositoryName) -> bool,
     ) -> Result<(Vec<RepositoryName>, bool)> {
+        if !self.is_settled().await? {
+            return Err(Error::unavailable("the index is still being filled from the bucket"));
+        }
         let lease = self.lease().await?;
         let mut after = after.map(str::to_owned);
         let mut page = Vec::new();
@@ -270,24 +274,8 @@ impl Registry {
 
     /// Whether a tag can't be moved or deleted once it exists.
     pub fn is_immutable(&self, tag: &crate::oci::Tag) -> bool {
-        self.options.immutable_tags.iter().any(|pattern| matches_text(pattern, tag.as_str()))
+        self.options.immutable_tags.iter().any(|pattern| pattern.matches(tag))
     }
-}
-
-/// Whether `text` has the shape of `pattern`, in which `*` stands for any characters, also none.
-fn matches_text(pattern: &str, text: &str) -> bool {
-    let mut pieces = pattern.split('*');
-    let first = pieces.next().unwrap_or_default();
-    let Some(mut rest) = text.strip_prefix(first) else { return false };
-    let mut pieces: Vec<&str> = pieces.collect();
-    let Some(last) = pieces.pop() else { return rest.is_empty() };
-    for piece in pieces {
-        match rest.find(piece) {
-            Some(at) => rest = &rest[at + piece.len()..],
-            None => return false,
-        }
-    }
-    rest.ends_with(last)
 }
 
 /// The handle on one repository of a registry, for the length of one request.
@@ -372,28 +360,5 @@ pub(crate) fn found<T>(result: std::result::Result<T, StorageError>) -> Result<O
         Ok(value) => Ok(Some(value)),
         Err(StorageError::NotFound(_)) => Ok(None),
         Err(error) => Err(error.into()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::matches_text;
-
-    #[test]
-    fn a_star_stands_for_any_characters() {
-        for (pattern, text) in [
-            ("v*", "v1"),
-            ("v*", "v"),
-            ("*", ""),
-            ("*-rc*", "1-rc2"),
-            ("a*b*c", "axxbc"),
-            ("1.0", "1.0"),
-            ("*.*", "1.0"),
-        ] {
-            assert!(matches_text(pattern, text), "{pattern} {text}");
-        }
-        for (pattern, text) in [("v*", "1v"), ("1.0", "1.00"), ("a*b*c", "acb"), ("*b", "ba"), ("ab*ba", "aba")] {
-            assert!(!matches_text(pattern, text), "{pattern} {text}");
-        }
     }
 }

@@ -15,6 +15,7 @@ use std::{
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
+use crate::app::StartError;
 use crate::config::{Config, ConfigError, LoadArgs, Loaded, environment};
 
 /// How `berth --help` ends.
@@ -63,7 +64,13 @@ enum Failure {
     /// The settings are wrong: exit status 2, as for a wrong command line.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// Anything else: exit status 1.
+    /// What the configuration names can't be used: exit status 1, as all that follow.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// Somebody asked twice to stop, and requests were still running.
+    #[error("stopped at once, at the second signal")]
+    Forced,
+    /// Anything else.
     #[error(transparent)]
     Io(#[from] io::Error),
 }
@@ -72,7 +79,7 @@ impl Failure {
     fn exit_code(&self) -> ExitCode {
         match self {
             Self::Config(_) => ExitCode::from(2),
-            Self::Io(_) => ExitCode::FAILURE,
+            Self::Start(_) | Self::Forced | Self::Io(_) => ExitCode::FAILURE,
         }
     }
 }

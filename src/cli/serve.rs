@@ -1,20 +1,43 @@
 //! `berth serve`: the registry, until it is told to stop.
 
-use std::io;
-
-use super::{Failure, print};
-use crate::config::{Config, Loaded};
+use super::Failure;
+use crate::{
+    app::App,
+    config::{Config, Loaded, LogFormat},
+    registry::OtherIndex,
+    server::{Drain, End},
+    telemetry,
+};
 
 /// Serves until a signal says to stop. The runtime is made here, so that no other command pays for one.
 pub(super) fn serve(loaded: Loaded) -> Result<(), Failure> {
+    let config = loaded.config;
+    log(&config)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(run(loaded.config))?;
-    Ok(())
+    match runtime.block_on(run(config))? {
+        End::Clean => Ok(()),
+        End::Cut(connections) => {
+            tracing::warn!(connections, "the drain took too long; what was left was cut");
+            Ok(())
+        }
+        End::Forced => Err(Failure::Forced),
+    }
 }
 
-async fn run(config: Config) -> io::Result<()> {
-    for address in config.server.listen.iter() {
-        print(format!("{address}\n").as_bytes()).map_err(io::Error::other)?;
-    }
+async fn run(config: Config) -> Result<End, Failure> {
+    let drain = Drain::new();
+    drain.ask_at_signals()?;
+    let app = App::open(config, OtherIndex::Refuse).await?;
+    Ok(app.serve(drain).await?)
+}
+
+/// Turns the log on, as the configuration says.
+pub(super) fn log(config: &Config) -> Result<(), Failure> {
+    let format = match config.log.format {
+        LogFormat::Text => telemetry::Format::Text,
+        LogFormat::Json => telemetry::Format::Json,
+    };
+    let access = if config.log.access { "" } else { ",access=off" };
+    telemetry::init(format, &format!("{}{access}", config.log.level)).map_err(std::io::Error::other)?;
     Ok(())
 }

@@ -21,6 +21,11 @@ enum Component {
 }
 
 impl RepositoryPattern {
+    /// All repositories: `**`.
+    pub fn every() -> Self {
+        Self(vec![Component::Any])
+    }
+
     /// Whether the repository is one of those meant.
     pub fn matches(&self, repository: &RepositoryName) -> bool {
         let names: Vec<&str> = repository.as_str().split('/').collect();

@@ -42,9 +42,6 @@ pub struct Server {
     /// The address to listen on, or a list of several. Where it is not set and `PORT` is: that port, on
     /// `0.0.0.0` once anything in `[auth]` is set, else on `127.0.0.1`.
     pub listen: Listen,
-    /// The URL that clients know this registry by. Where it is not set, links are derived from each request.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub public_url: Option<Text<Site>>,
     /// The origins whose pages may call the registry from a browser; `*` is any.
     pub cors_origins: Vec<Text<CorsOrigin>>,
 }
@@ -271,7 +268,7 @@ impl Config {
 
 impl Default for Server {
     fn default() -> Self {
-        Self { listen: Listen::one(([127, 0, 0, 1], 5000).into()), public_url: None, cors_origins: Vec::new() }
+        Self { listen: Listen::one(([127, 0, 0, 1], 5000).into()), cors_origins: Vec::new() }
     }
 }
 

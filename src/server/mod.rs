@@ -123,6 +123,11 @@ impl Listener {
         Ok(Self { socket: TcpListener::bind(address).await?, role, router })
     }
 
+    /// For whom it is, as metrics and the log call them.
+    pub fn role(&self) -> &'static str {
+        self.role.name()
+    }
+
     /// Where it listens.
     pub fn address(&self) -> io::Result<SocketAddr> {
         self.socket.local_addr()

@@ -65,6 +65,10 @@ fn note<T>(operation: &Operation, started: Instant, result: Result<T, StorageErr
 
 #[async_trait]
 impl Store for MeteredStore {
+    fn is_exclusive(&self) -> bool {
+        self.inner.is_exclusive()
+    }
+
     fn part_size(&self) -> usize {
         self.inner.part_size()
     }

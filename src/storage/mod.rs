@@ -100,9 +100,7 @@ pub struct PartId(pub String);
 pub trait Store: fmt::Debug + Send + Sync {
     /// Whether no other process can write here while this object lives. Then nothing that a dead process
     /// began can still happen, and nobody has to wait for it.
-    fn is_exclusive(&self) -> bool {
-        false
-    }
+    fn is_exclusive(&self) -> bool;
 
     /// The size in bytes of every part but the last of an upload in parts; fixed for the life of the store
     /// object, and noted with each upload, so that a change of configuration breaks none in progress.

@@ -58,8 +58,8 @@ pub struct S3Options {
     pub prefix: String,
     /// The URL of the server; `None` for AWS itself. With `http:` nothing is encrypted.
     pub endpoint: Option<String>,
-    /// The region that signatures name.
-    pub region: String,
+    /// The region that signatures name; `None` for `AWS_REGION`, else `AWS_DEFAULT_REGION`, else us-east-1.
+    pub region: Option<String>,
     /// Whether the bucket is in the path rather than in the host name.
     pub path_style: bool,
     /// The access key and its secret; `None` for what the environment of a cloud machine offers.
@@ -109,7 +109,7 @@ impl S3 {
         let connector = Connector::default();
         let name = match &options.endpoint {
             Some(endpoint) => format!("the bucket {:?} at {endpoint}", options.bucket),
-            None => format!("the bucket {:?} in {}", options.bucket, options.region),
+            None => format!("the bucket {:?} in {}", options.bucket, region_of(&options)),
         };
         let failed = |error: object_store::Error| explain(&name, &error);
         let handle = |timeout, retries| connect(&options, &connector, timeout, retries).map_err(failed);
@@ -207,6 +207,13 @@ fn client_options(options: &S3Options, timeout: Option<Duration>) -> ClientOptio
     }
 }
 
+/// The region by the options, else by what AWS' own tools read.
+fn region_of(options: &S3Options) -> String {
+    let variable = |name| std::env::var(name).ok().filter(|region| !region.is_empty());
+    let region = options.region.clone().or_else(|| variable("AWS_REGION")).or_else(|| variable("AWS_DEFAULT_REGION"));
+    region.unwrap_or_else(|| "us-east-1".to_owned())
+}
+
 fn connect(
     options: &S3Options,
     connector: &Connector,
@@ -217,7 +224,7 @@ fn connect(
     let retry_timeout = timeout.unwrap_or(STALL).saturating_mul(2);
     let mut builder = AmazonS3Builder::new()
         .with_bucket_name(&options.bucket)
-        .with_region(&options.region)
+        .with_region(region_of(options))
         .with_virtual_hosted_style_request(!options.path_style)
         .with_client_options(client_options(options, timeout))
         .with_retry(RetryConfig { backoff, max_retries, retry_timeout })
@@ -278,6 +285,10 @@ fn text_of(error: &dyn std::error::Error) -> String {
 
 #[async_trait]
 impl Store for S3 {
+    fn is_exclusive(&self) -> bool {
+        false
+    }
+
     fn part_size(&self) -> usize {
         PART_SIZE
     }

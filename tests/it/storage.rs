@@ -40,7 +40,7 @@ pub(crate) fn options(server: &S3Server) -> S3Options {
         bucket: server.bucket.clone(),
         prefix: "some/where".to_owned(),
         endpoint: Some(server.endpoint.clone()),
-        region: "us-east-1".to_owned(),
+        region: Some("us-east-1".to_owned()),
         path_style: true,
         access_key: Some((server.access_key.clone(), server.secret_key.clone())),
     }

@@ -6,7 +6,7 @@
 use std::fmt;
 
 use crate::{
-    config::{Auth, Role, Rule, Who},
+    config::{RepositoryPattern, Role, Rule, Text, Who},
     oci::RepositoryName,
 };
 
@@ -15,14 +15,6 @@ use crate::{
 pub enum Identity {
     /// Somebody who didn't say.
     Anonymous,
-}
-
-impl Identity {
-    fn is(&self, who: Who) -> bool {
-        match (who, self) {
-            (Who::Everyone, _) | (Who::Anonymous, Self::Anonymous) => true,
-        }
-    }
 }
 
 impl fmt::Display for Identity {
@@ -45,7 +37,7 @@ pub enum Action {
 }
 
 impl Action {
-    /// Its name in the scope of a token.
+    /// Its name in a token's scope.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Pull => "pull",
@@ -72,34 +64,30 @@ pub struct Grant {
 }
 
 /// All rules. They only add up: none takes away what another gives.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AccessRules {
-    /// What those who didn't say who they are may do everywhere.
-    anonymous: Option<Role>,
     rules: Vec<Rule>,
 }
 
 impl AccessRules {
-    /// The rules as they are configured.
-    pub fn new(auth: &Auth) -> Self {
-        Self { anonymous: auth.anonymous.role(), rules: auth.rules.values().cloned().collect() }
+    /// `rules`, and the role that those who didn't say who they are have in every repository, if any.
+    pub fn new(anonymous: Option<Role>, rules: impl IntoIterator<Item = Rule>) -> Self {
+        let anonymous = anonymous.map(|role| Rule {
+            who: vec![Who::Anonymous],
+            role,
+            repositories: vec![Text(RepositoryPattern::every())],
+        });
+        Self { rules: rules.into_iter().chain(anonymous).collect() }
     }
 
     /// The role of `identity` in `repository`: the highest that any rule gives.
     fn role(&self, identity: &Identity, repository: &RepositoryName) -> Option<Role> {
-        let is_meant = |rule: &&Rule| rule.repositories.iter().any(|pattern| pattern.matches(repository));
-        let by_rules = self.about(identity).filter(is_meant).map(|rule| rule.role).max();
-        by_rules.max(self.everywhere(identity))
+        let of = |rule: &&Rule| rule.repositories.iter().any(|pattern| pattern.matches(repository));
+        self.of(identity).filter(of).map(|rule| rule.role).max()
     }
 
-    fn everywhere(&self, identity: &Identity) -> Option<Role> {
-        match identity {
-            Identity::Anonymous => self.anonymous,
-        }
-    }
-
-    fn about<'a>(&'a self, identity: &'a Identity) -> impl Iterator<Item = &'a Rule> {
-        self.rules.iter().filter(|rule| rule.who.iter().any(|who| identity.is(*who)))
+    fn of<'a>(&'a self, identity: &'a Identity) -> impl Iterator<Item = &'a Rule> {
+        self.rules.iter().filter(|rule| rule.who.iter().any(|who| is(*who, identity)))
     }
 
     /// Whether `identity` may do `action` in `repository`, and how far; `None` if not at all.
@@ -115,24 +103,25 @@ impl AccessRules {
 
     /// Whether there is anything at all that `identity` may do.
     pub fn may_anything(&self, identity: &Identity) -> bool {
-        self.everywhere(identity).is_some() || self.about(identity).any(|rule| !rule.repositories.is_empty())
+        self.of(identity).any(|rule| !rule.repositories.is_empty())
+    }
+}
+
+/// Whether `who` covers an identity.
+fn is(who: Who, identity: &Identity) -> bool {
+    match (who, identity) {
+        (Who::Everyone, _) | (Who::Anonymous, Identity::Anonymous) => true,
     }
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
-    use crate::config::{Anonymous, RepositoryPattern, Text, Written};
+    use crate::config::Written;
 
-    fn rules(anonymous: Anonymous, rules: &[(Who, Role, &[&str])]) -> AccessRules {
-        let rule = |(who, role, repositories): &(Who, Role, &[&str])| Rule {
-            who: vec![*who],
-            role: *role,
-            repositories: repositories.iter().map(|text| Text(RepositoryPattern::read(text).unwrap())).collect(),
-        };
-        let named = rules.iter().enumerate().map(|(number, given)| (number.to_string(), rule(given)));
-        AccessRules::new(&Auth { anonymous, rules: named.collect() })
+    fn rule(who: Who, role: Role, repositories: &[&str]) -> Rule {
+        let pattern = |text: &&str| Text(RepositoryPattern::read(text).unwrap());
+        Rule { who: vec![who], role, repositories: repositories.iter().map(pattern).collect() }
     }
 
     fn may(rules: &AccessRules, repository: &str, action: Action) -> Option<bool> {
@@ -144,27 +133,27 @@ mod tests {
     fn a_role_may_what_the_lesser_ones_may() {
         use Action::{Delete, Pull, Push};
         let table = [
-            (Anonymous::None, [None, None, None]),
-            (Anonymous::Reader, [Some(false), None, None]),
-            (Anonymous::Creator, [Some(true), Some(true), None]),
-            (Anonymous::Writer, [Some(false), Some(false), None]),
-            (Anonymous::Admin, [Some(false), Some(false), Some(false)]),
+            (None, [None, None, None]),
+            (Some(Role::Reader), [Some(false), None, None]),
+            (Some(Role::Creator), [Some(true), Some(true), None]),
+            (Some(Role::Writer), [Some(false), Some(false), None]),
+            (Some(Role::Admin), [Some(false), Some(false), Some(false)]),
         ];
         for (role, expected) in table {
-            let rules = rules(role, &[]);
+            let rules = AccessRules::new(role, Vec::new());
             assert_eq!([Pull, Push, Delete].map(|action| may(&rules, "a/b", action)), expected, "{role:?}");
-            assert_eq!(rules.may_anything(&Identity::Anonymous), role != Anonymous::None);
+            assert_eq!(rules.may_anything(&Identity::Anonymous), role.is_some());
         }
     }
 
     #[test]
     fn rules_only_add_up() {
-        let rules = rules(
-            Anonymous::Reader,
-            &[
-                (Who::Everyone, Role::Creator, &["team/*"]),
-                (Who::Anonymous, Role::Writer, &["team/app", "x/**"]),
-                (Who::Anonymous, Role::Reader, &["team/app"]),
+        let rules = AccessRules::new(
+            Some(Role::Reader),
+            vec![
+                rule(Who::Everyone, Role::Creator, &["team/*"]),
+                rule(Who::Anonymous, Role::Writer, &["team/app", "x/**"]),
+                rule(Who::Anonymous, Role::Reader, &["team/app"]),
             ],
         );
         assert_eq!(may(&rules, "team/other", Action::Push), Some(true));
@@ -176,7 +165,7 @@ mod tests {
 
     #[test]
     fn a_rule_on_nothing_gives_nothing() {
-        let rules = rules(Anonymous::None, &[(Who::Everyone, Role::Admin, &[])]);
+        let rules = AccessRules::new(None, vec![rule(Who::Everyone, Role::Admin, &[])]);
         assert!(!rules.may_anything(&Identity::Anonymous));
         assert_eq!(may(&rules, "a", Action::Pull), None);
     }

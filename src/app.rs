@@ -1,0 +1,223 @@
+//! The wiring: from the configuration to a running registry. The only place that knows all parts.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use axum::Router;
+
+use crate::{
+    api::{self, cors::Origins, health::Readiness, observe::Observer},
+    auth::AccessRules,
+    config::{Ceiling, Config, IndexUrl, StorageUrl},
+    epoch::Timing,
+    error::Error,
+    index::{Connect, IndexError, embedded::Embedded, metered::MeteredConnect, redis::Redis},
+    reconcile,
+    registry::{Options, OtherIndex, Registry},
+    server::{self, Drain, End, Listener},
+    storage::{
+        StorageError, Store,
+        local::{Local, OpenError},
+        metered::MeteredStore,
+        s3::{S3, S3Options},
+    },
+    telemetry::Metrics,
+    worker,
+};
+
+/// Why Berth did not start. Each is one line that says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The local directory can't be used.
+    #[error("storage.url: {0}")]
+    Directory(#[from] OpenError),
+    /// The store can't be used.
+    #[error("storage.url: {0}")]
+    Store(#[from] StorageError),
+    /// The index can't be used.
+    #[error("index.url: {0}")]
+    Index(#[from] IndexError),
+    /// The registry in that store can't be served.
+    #[error(transparent)]
+    Registry(#[from] Error),
+    /// A browser's origin is none.
+    #[error("server.cors_origins: {0}")]
+    Origin(#[from] api::cors::NotAnOrigin),
+    /// An address can't be listened on.
+    #[error("can't listen on {address}: {source}")]
+    Listen {
+        /// Which.
+        address: std::net::SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+/// A registry with all that is around it.
+#[derive(Debug)]
+pub struct App {
+    /// What is served.
+    pub registry: Arc<Registry>,
+    config: Config,
+    metrics: Arc<Metrics>,
+    readiness: Readiness,
+}
+
+/// How often readiness is judged anew.
+const LOOK: Duration = Duration::from_secs(5);
+
+impl App {
+    /// Opens the store and the index that the configuration names, and the registry in them.
+    pub async fn open(config: Config, other: OtherIndex) -> Result<Self, StartError> {
+        let metrics = Metrics::new(env!("CARGO_PKG_VERSION"));
+        let store = Arc::new(MeteredStore::new(open_store(&config).await?, &metrics.store));
+        let index = Arc::new(MeteredConnect::new(open_index(&config)?, &metrics.index));
+        let registry = Registry::open(store, index, options(&config), other).await?;
+        Ok(Self { registry, config, metrics, readiness: Readiness::new() })
+    }
+
+    /// Everything that clients reach: the API, and health.
+    pub fn router(&self) -> Result<Router, StartError> {
+        let anonymous = self.config.auth.anonymous.role();
+        let access = AccessRules::new(anonymous, self.config.auth.rules.values().cloned());
+        let origins: Vec<String> = self.config.server.cors_origins.iter().map(ToString::to_string).collect();
+        let api = Origins::parse(&origins)?.around(api::router(Arc::clone(&self.registry), access));
+        let observer = Observer::new(Arc::clone(&self.metrics), self.config.limits.requests.get() as usize);
+        Ok(observer.around(api.merge(api::health::health_routes(self.readiness.clone()))))
+    }
+
+    /// Serves until `drain` is asked for, and works in the background.
+    pub async fn serve(self, drain: Drain) -> Result<End, StartError> {
+        let router = self.router()?;
+        let mut listeners = Vec::new();
+        for &address in self.config.server.listen.iter() {
+            listeners.push(listen(address, server::Role::Public, router.clone()).await?);
+        }
+        let admin = api::health::admin_router(Arc::clone(&self.metrics), self.readiness.clone());
+        listeners.push(listen(*self.config.admin.listen, server::Role::Admin, admin).await?);
+        self.announce(&listeners);
+        let background = [
+            tokio::spawn(worker::work(Arc::clone(&self.registry))),
+            tokio::spawn(reconcile_all(Arc::clone(&self.registry))),
+            tokio::spawn(watch(Arc::clone(&self.registry), self.readiness.clone())),
+        ];
+        self.readiness.started();
+        let limits = &self.config.limits;
+        let options = server::Options {
+            connections: limits.connections.get() as usize,
+            head_timeout: *limits.header_timeout,
+            idle_timeout: *limits.idle_timeout,
+            body_idle_timeout: *limits.body_idle_timeout,
+            drain_timeout: *limits.drain_timeout,
+        };
+        let end = server::serve(listeners, options, drain, self.readiness.clone(), Arc::clone(&self.metrics)).await;
+        for task in background {
+            task.abort();
+        }
+        Ok(end)
+    }
+
+    fn announce(&self, listeners: &[Listener]) {
+        let data = match &*self.config.storage.url {
+            StorageUrl::File(path) => absolute(path).display().to_string(),
+            StorageUrl::S3 { .. } => self.config.storage.url.to_string(),
+        };
+        for listener in listeners {
+            if let Ok(address) = listener.address() {
+                tracing::info!(%address, role = listener.role(), data, "listening");
+            }
+        }
+    }
+}
+
+async fn listen(address: std::net::SocketAddr, role: server::Role, router: Router) -> Result<Listener, StartError> {
+    Listener::bind(address, role, router).await.map_err(|source| StartError::Listen { address, source })
+}
+
+async fn open_store(config: &Config) -> Result<Arc<dyn Store>, StartError> {
+    match &*config.storage.url {
+        StorageUrl::File(path) => Ok(Arc::new(Local::open(&absolute(path), config.storage.sync)?)),
+        StorageUrl::S3 { bucket, prefix } => {
+            let s3 = &config.storage.s3;
+            let options = S3Options {
+                bucket: bucket.clone(),
+                prefix: prefix.clone(),
+                endpoint: s3.endpoint.as_ref().map(|endpoint| endpoint.as_str().to_owned()),
+                region: s3.region.as_ref().map(ToString::to_string),
+                path_style: s3.path_style,
+                access_key: s3
+                    .access_key_id
+                    .as_ref()
+                    .zip(s3.secret_access_key.as_ref())
+                    .map(|(id, secret)| (id.to_string(), secret.reveal().to_owned())),
+            };
+            Ok(Arc::new(S3::open(options).await?))
+        }
+    }
+}
+
+fn open_index(config: &Config) -> Result<Arc<dyn Connect>, StartError> {
+    if let IndexUrl::Redis(url) = &*config.index.url {
+        return Ok(Arc::new(Redis::new(url.reveal(), &config.index.namespace.to_string())?));
+    }
+    let directory = config.index_directory().unwrap_or_default();
+    Ok(Arc::new(Embedded::open(&absolute(&directory), config.storage.sync)?))
+}
+
+fn options(config: &Config) -> Options {
+    let Config { index, limits, tags, .. } = config;
+    Options {
+        timing: Timing { lease: *index.lease, deadline: *index.write_deadline, margin: *index.margin },
+        upload_memory: limits.upload_memory.0.0 as usize,
+        blob_size: match *limits.blob_size {
+            Ceiling::None => u64::MAX,
+            Ceiling::AtMost(size) => size.0,
+        },
+        manifest_cache: limits.manifest_cache.0.0,
+        upload_expiry: *limits.upload_expiry,
+        grace: *limits.grace,
+        history: tags.history.get() as usize,
+        immutable_tags: tags.immutable.iter().map(|pattern| pattern.0.clone()).collect(),
+        ..Options::default()
+    }
+}
+
+fn absolute(path: &std::path::Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}
+
+/// Fills an index that doesn't know the whole bucket yet.
+async fn reconcile_all(registry: Arc<Registry>) {
+    loop {
+        match registry.is_settled().await {
+            Ok(true) => return,
+            Ok(false) => match reconcile::walk(&registry, |_, _| {}).await {
+                Ok(walked) => {
+                    let reconcile::Walked { repositories, adopted } = walked;
+                    let reconcile::Adopted { links, manifests, tags, dangling } = adopted;
+                    if repositories > 0 {
+                        tracing::info!(
+                            repositories,
+                            links,
+                            manifests,
+                            tags,
+                            dangling,
+                            "the index was filled from the bucket"
+                        );
+                    }
+                }
+                Err(error) => tracing::warn!(%error, "filling the index from the bucket stopped; it will go on"),
+            },
+            Err(error) => tracing::debug!(%error, "filling the index has to wait"),
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Turns readiness off while the index can't be believed.
+async fn watch(registry: Arc<Registry>, readiness: Readiness) {
+    loop {
+        let reason = registry.lease().await.err().map(|error| error.cause.unwrap_or(error.message));
+        readiness.set("index", reason);
+        tokio::time::sleep(LOOK).await;
+    }
+}
