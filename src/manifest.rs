@@ -111,7 +111,9 @@ impl Repository {
         }
         let bytes = match self.manifest_fact(&manifest.digest).await? {
             Some(fact) => {
-                read_small(self.store(), &self.manifest_key(&manifest.digest, fact.object), MAX_MANIFEST).await?
+                let key = self.manifest_key(&manifest.digest, fact.object);
+                // It may have been deleted since it was found.
+                found(read_small(self.store(), &key, MAX_MANIFEST).await)?.ok_or_else(|| unknown(&manifest.digest))?
             }
             // A tag was read from the bucket, ahead of the index: so is its manifest.
             None => self.manifest_from_bucket(&manifest.digest).await?.ok_or_else(|| unknown(&manifest.digest))?.1,
@@ -134,7 +136,10 @@ impl Repository {
         let page = self.store().list(&prefix, None, 10).await?;
         for (text, _) in &page.objects {
             if let Some(key @ Key::Manifest { object, .. }) = Key::parse(text) {
-                return Ok(found(read_small(self.store(), &key, MAX_MANIFEST).await)?.map(|bytes| (object, bytes)));
+                // One that is gone was the second of two: the other is as good.
+                if let Some(bytes) = found(read_small(self.store(), &key, MAX_MANIFEST).await)? {
+                    return Ok(Some((object, bytes)));
+                }
             }
         }
         Ok(None)
@@ -156,7 +161,7 @@ impl Repository {
         let mut all = Vec::new();
         loop {
             let after = all.last().map(|(digest, _): &(Digest, ManifestFact)| digest.to_string());
-            let page = self.lease.index.scan(self.shard, &group, after.as_deref(), 1000).await?;
+            let page = self.lease.scan(self.shard, &group, after.as_deref(), 1000).await?;
             let full = page.len() == 1000;
             for (member, value) in page {
                 all.push((member.parse()?, facts::decode(&value)?));
@@ -181,7 +186,7 @@ impl Repository {
         let mut page: Vec<Box<RawValue>> = Vec::new();
         let mut last = None;
         loop {
-            let found = self.lease.index.scan(self.shard, &group, after.as_deref(), limit + 1).await?;
+            let found = self.lease.scan(self.shard, &group, after.as_deref(), limit + 1).await?;
             let full = found.len() > limit;
             after = found.last().map(|(member, _)| member.clone());
             for (member, value) in found {
@@ -250,7 +255,8 @@ impl Repository {
                 Ok((reserved, reads)) => {
                     let copy = if reads[0].is_some() { Copy::There } else { Copy::Ours(ours) };
                     if copy == Copy::There && is_so_already(push, &reads[1..])? {
-                        self.drop_intent(&reserved, None).await?;
+                        let dropped = async { self.drop_intent(&reserved, None).await.map(|()| true) };
+                        self.commit_or_leave(&reserved, dropped).await;
                         return Ok(Reservation::NothingToDo);
                     }
                     return Ok(Reservation::Needed(Box::new(reserved), copy));
@@ -344,7 +350,7 @@ impl Repository {
             }
             match self.commit(Batch { checks, writes, ..Batch::default() }).await? {
                 Outcome::Committed { .. } => {
-                    self.wake_waiting().await;
+                    self.wake_waiting();
                     return Ok(true);
                 }
                 Outcome::Refused { check: 0 } => return Ok(true),
@@ -499,7 +505,7 @@ impl Repository {
     ) -> Result<()> {
         let names = &self.lease.names;
         loop {
-            let members = self.lease.index.scan(self.shard, named_by, None, 100).await?;
+            let members = self.lease.scan(self.shard, named_by, None, 100).await?;
             if members.is_empty() {
                 return Ok(());
             }
