@@ -28,14 +28,15 @@ pub(crate) async fn discard(
     ulid: Ulid,
     trash: &TrashFact,
 ) -> Result<()> {
+    // Parts first: once they are given up, they can't become an object any more.
+    if let Some((data, upload)) = &trash.multipart {
+        lease.live().await?;
+        registry.store.abort(&Key::Data(*data), upload).await?;
+    }
     for text in &trash.keys {
         let key =
             Key::parse(text).ok_or_else(|| Error::internal(format!("the trash holds {text}, which is no key")))?;
         remove(registry, lease, &key).await?;
-    }
-    if let Some((data, upload)) = &trash.multipart {
-        lease.live().await?;
-        registry.store.abort(&Key::Data(*data), upload).await?;
     }
     if let Some((data, repository, link)) = &trash.user {
         let writes = vec![Write::Delete(lease.names.user(*data, repository, *link))];
