@@ -87,13 +87,21 @@ impl Incoming {
 
     /// Waits for the memory that the body needs: itself, or one part where it is longer or doesn't say;
     /// and room for what was put aside. All at once, so that no two requests ever wait for each other.
-    pub(super) async fn reserve(&self, registry: &Arc<Registry>, part_size: usize, start: Start) -> Result<Memory> {
+    pub(super) fn reserve(
+        &self,
+        registry: &Arc<Registry>,
+        part_size: usize,
+        start: Start,
+    ) -> impl Future<Output = Result<Memory>> + Send + use<> {
         let body = self.length.map_or(part_size, |length| length.min(part_size as u64) as usize);
         let aside = if start == Start::Resumed && body > 0 { part_size } else { 0 };
         let permits = (body + aside).div_ceil(1024) as u32;
-        let held = Arc::clone(&registry.memory).acquire_many_owned(permits).await.map_err(Error::internal)?;
         let for_two = body + aside >= 2 * part_size;
-        Ok(Memory { held: Arc::new(held), for_two, part_size, registry: Arc::clone(registry) })
+        let registry = Arc::clone(registry);
+        async move {
+            let held = Arc::clone(&registry.memory).acquire_many_owned(permits).await.map_err(Error::internal)?;
+            Ok(Memory { held: Arc::new(held), for_two, part_size, registry })
+        }
     }
 
     /// Reads up to one part.

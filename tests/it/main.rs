@@ -2,7 +2,11 @@
 
 mod index;
 mod redis_server;
+mod rules_bench;
+mod rules_cost;
+mod rules_upload;
 mod s3_server;
 mod storage;
 mod storage_local;
 mod strace;
+mod wrappers;
