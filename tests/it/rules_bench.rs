@@ -60,7 +60,6 @@ pub(crate) struct Bench {
     pub(crate) clock: Arc<Clock>,
     /// The store, unwatched.
     pub(crate) store: Arc<dyn Store>,
-    /// Kept, as an embedded index is closed with its last handle.
     connect: Arc<dyn Connect>,
     pub(crate) part: usize,
     options: Options,
@@ -79,9 +78,16 @@ pub(crate) async fn local(options: Options) -> Bench {
 /// Over Redis and S3.
 pub(crate) async fn remote(options: Options) -> Bench {
     let (redis, bucket) = (redis_server::start().await, s3_server::start().await);
-    let store: Arc<dyn Store> = Arc::new(S3::open(storage::options(&bucket)).await.unwrap());
+    let mut bench = over(&redis, &bucket, options).await;
+    bench._held = vec![Box::new(redis), Box::new(bucket)];
+    bench
+}
+
+/// Over a Redis and a bucket that the test keeps.
+pub(crate) async fn over(redis: &redis_server::RedisServer, bucket: &s3_server::S3Server, options: Options) -> Bench {
+    let store: Arc<dyn Store> = Arc::new(S3::open(storage::options(bucket)).await.unwrap());
     let connect = Arc::new(Redis::new(&redis.url(), "berth").unwrap());
-    Bench::open(store, connect, 5 << 20, options, vec![Box::new(redis), Box::new(bucket)]).await
+    Bench::open(store, connect, 5 << 20, options, Vec::new()).await
 }
 
 impl Bench {
@@ -112,6 +118,12 @@ impl Bench {
         let a = make.open(&probe, OtherIndex::Replace).await.unwrap();
         let b = make.open(&probe_b, OtherIndex::Refuse).await.unwrap();
         Self { a, b, probe, probe_b, clock, store, connect, part, options, turn: AtomicUsize::new(0), _held }
+    }
+
+    /// One more engine over the same index and store, watched as engine A is.
+    pub(crate) async fn again(&self, other: OtherIndex) -> Result<Arc<Registry>, Error> {
+        let Self { store, connect, clock, part, options, .. } = self;
+        Engine { store, connect, clock, part: *part, options }.open(&self.probe, other).await
     }
 
     /// The handle on a repository by the one engine, then by the other.

@@ -139,6 +139,8 @@ impl Probe {
         work: impl Future<Output = Result<T, E>>,
     ) -> Result<T, E> {
         let (depth, how) = self.begin(call, in_sequence);
+        // An embedded index answers at once: what is asked side by side shall be seen to be.
+        tokio::task::yield_now().await;
         let result = match how {
             None | Some(How::Late) => work.await,
             Some(How::Before) => Err(failure(How::Before)),
