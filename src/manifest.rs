@@ -471,6 +471,7 @@ impl Repository {
         let found = FoundManifest { digest: digest.clone(), media_type: fact.media_type.clone(), size: fact.size };
         let manifest = Manifest::parse(&self.manifest_bytes(&found).await?, None)?;
         let patience = self.patience();
+        self.refuse_if_fixed(digest, &named_by).await?;
         loop {
             self.untag(digest, &named_by, by, patience).await?;
             let object = self.manifest_key(digest, fact.object);
@@ -493,6 +494,25 @@ impl Repository {
 
     async fn manifest_value(&self, digest: &Digest) -> Result<Option<Bytes>> {
         Ok(self.ask(vec![Ask::Value(self.lease.names.manifest(&self.name, digest))]).await?.pop().flatten())
+    }
+
+    /// Refuses to delete a manifest that an immutable tag points at, before any other tag of it is gone.
+    async fn refuse_if_fixed(&self, digest: &Digest, named_by: &str) -> Result<()> {
+        let mut after: Option<String> = None;
+        loop {
+            let members = self.lease.scan(self.shard, named_by, after.as_deref(), 1000).await?;
+            for (member, _) in &members {
+                let Some(tag) = member.strip_prefix("t:").map(str::parse::<Tag>).transpose()? else { continue };
+                if self.registry.is_immutable(&tag) && self.resolve(&tag).await?.is_some_and(|to| to.digest == *digest)
+                {
+                    return Err(fixed(&tag));
+                }
+            }
+            match members.last() {
+                Some((last, _)) if members.len() == 1000 => after = Some(last.clone()),
+                _ => return Ok(()),
+            }
+        }
     }
 
     /// Deletes every tag that points at a manifest, and what says that one that has moved on still does.
@@ -526,7 +546,7 @@ impl Repository {
                     None => false,
                 };
                 if points_here && self.registry.is_immutable(&tag) {
-                    return Err(Error::new(Code::Denied, format!("tag {tag} points at the manifest and is immutable")));
+                    return Err(fixed(&tag));
                 }
                 if let (true, Some(value)) = (points_here, &answers[0]) {
                     self.delete_tag_at(&tag, value.clone(), by).await?;
@@ -601,6 +621,11 @@ fn state_of(push: &Push, reserved: &Reserved) -> TagState {
         size: push.bytes.len() as u64,
     };
     TagState { to: Some(to), at: reserved.fact.at, by: push.by.clone() }
+}
+
+fn fixed(tag: &Tag) -> Error {
+    Error::new(Code::Denied, format!("tag {tag} points at the manifest and is immutable"))
+        .with_detail(json!({ "tag": tag }))
 }
 
 fn unknown(digest: &Digest) -> Error {

@@ -4,6 +4,7 @@ mod index;
 mod redis_server;
 mod rules_bench;
 mod rules_cost;
+mod rules_faults;
 mod rules_tag;
 mod rules_upload;
 mod s3_server;
