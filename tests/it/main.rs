@@ -5,6 +5,7 @@ mod redis_server;
 mod rules_bench;
 mod rules_cost;
 mod rules_faults;
+mod rules_rebuild;
 mod rules_tag;
 mod rules_upload;
 mod s3_server;
