@@ -3,8 +3,15 @@
 mod config;
 mod index;
 mod redis_server;
+mod rules_bench;
+mod rules_cost;
+mod rules_faults;
+mod rules_rebuild;
+mod rules_tag;
+mod rules_upload;
 mod s3_server;
 mod server;
 mod storage;
 mod storage_local;
 mod strace;
+mod wrappers;
