@@ -7,7 +7,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use ulid::Ulid;
 
 use crate::{
@@ -173,6 +173,12 @@ impl Registry {
         }
         self.leases.begin(self.options.shards).await?;
         self.lease().await.map(drop)
+    }
+
+    /// Waits for memory to hold a body of `bytes`, out of what uploads may use; it is given back on drop.
+    pub async fn reserve_memory(&self, bytes: usize) -> Result<OwnedSemaphorePermit> {
+        let kib = bytes.div_ceil(1024).min(self.options.upload_memory / 1024) as u32;
+        Arc::clone(&self.memory).acquire_many_owned(kib).await.map_err(Error::internal)
     }
 
     /// This replica's right to believe the index.
