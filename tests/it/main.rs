@@ -1,6 +1,10 @@
 //! The one integration binary: Berth in process and as a real binary, against real stores and indexes.
 
+mod berth;
 mod config;
+mod e2e_client;
+mod e2e_process;
+mod e2e_uploads;
 mod index;
 mod redis_server;
 mod s3_server;
