@@ -185,7 +185,7 @@ impl Drop for Berth {
     fn drop(&mut self) {
         if thread::panicking() {
             let log = self.log();
-            let tail: Vec<&str> = log.lines().rev().take(60).collect();
+            let tail: Vec<&str> = log.lines().rev().take(20).collect();
             let tail: Vec<&str> = tail.into_iter().rev().collect();
             eprintln!("the end of the server's log:\n{}", tail.join("\n"));
         }
