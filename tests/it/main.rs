@@ -1,7 +1,16 @@
 //! The one integration binary: Berth in process and as a real binary, against real stores and indexes.
 
 mod api;
+mod berth;
 mod config;
+mod e2e_client;
+mod e2e_conditions;
+mod e2e_crash;
+mod e2e_docker;
+mod e2e_process;
+mod e2e_tools;
+mod e2e_uploads;
+mod history;
 mod index;
 mod redis_server;
 mod rules_bench;
