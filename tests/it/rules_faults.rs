@@ -336,7 +336,10 @@ async fn assert_at_rest(bench: &Bench, what: &str) -> usize {
 /// left; nothing once the operation needs fewer calls.
 async fn case(operation: &Operation, k: usize, how: How, lost: bool) -> Option<usize> {
     let what = format!("{}, call {k}, {how:?}", operation.name);
-    let bench = bench::local(Options { upload_expiry: EXPIRY, ..bench::options() }).await;
+    let mut options = Options { upload_expiry: EXPIRY, ..bench::options() };
+    // Who finds another's open intent waits this long, and a little more.
+    options.timing.deadline = Duration::from_secs(2);
+    let bench = bench::local(options).await;
     prepare(&bench).await;
     bench.probe.strike_at(k, how);
     let done = tokio::select! {
