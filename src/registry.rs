@@ -245,9 +245,8 @@ impl Registry {
 
     async fn catalog_of_all_shards(&self, lease: &Lease, after: Option<&str>, limit: usize) -> Result<Vec<String>> {
         let group = lease.names.repositories();
-        let scans = lease.names.shards().map(|shard| lease.index.scan(shard, &group, after, limit));
+        let scans = lease.names.shards().map(|shard| lease.scan(shard, &group, after, limit));
         let found = futures_util::future::try_join_all(scans).await?;
-        lease.check()?;
         let mut names: Vec<String> = found.into_iter().flatten().map(|(name, _)| name).collect();
         names.sort_unstable();
         names.truncate(limit);
