@@ -269,7 +269,7 @@ impl Inspector {
     /// answer is part of what is found, and no failure.
     pub async fn open(store: Arc<dyn Store>, connect: Option<Arc<dyn Connect>>, timing: Timing) -> Self {
         let Some(connect) = connect else { return Self { store, lease: None, state: IndexState::Missing } };
-        let leases = Leases::new(Arc::clone(&store), connect, timing);
+        let leases = Arc::new(Leases::new(Arc::clone(&store), connect, timing));
         let (lease, state) = match leases.standing().await {
             Ok(Standing::Ours(lease)) => {
                 let state = believed(&lease);

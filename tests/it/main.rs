@@ -2,6 +2,7 @@
 
 mod cli;
 mod config;
+mod imports;
 mod index;
 mod redis_server;
 mod rules_bench;
