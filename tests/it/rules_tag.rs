@@ -195,7 +195,8 @@ async fn the_children_of_an_image_index_may_be_missing_or_blobs() {
 
 #[tokio::test]
 async fn tags_that_may_not_be_moved_are_not() {
-    let options = Options { immutable_tags: vec!["v*".to_owned()], ..bench::options() };
+    let options =
+        Options { immutable_tags: vec![berth::config::Written::read("v*").expect("a pattern")], ..bench::options() };
     let bench = bench::local(options).await;
     let (one, two) = (bench.image("app", "one").await, bench.image("app", "two").await);
     let first = bench.push("app", &one, &["v1", "latest"]).await.unwrap();
