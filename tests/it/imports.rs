@@ -34,13 +34,13 @@ const OWNED: [(&str, &[&str]); 24] = [
     ("clap", &["cli"]),
     ("clap_complete", &["cli"]),
     ("hmac", &["upload"]),
-    ("http", &["api", "config", "server"]),
+    ("http", &["api", "config", "server", "storage"]),
     ("http_body", &["api", "server"]),
-    ("http_body_util", &["api", "server"]),
+    ("http_body_util", &["api"]),
     ("hyper", &["server"]),
     ("hyper_util", &["server"]),
     ("object_store", &["storage"]),
-    ("prometheus_client", &["telemetry"]),
+    ("prometheus_client", &["server", "telemetry"]),
     ("quick_cache", &["registry"]),
     ("redb", &["index"]),
     ("redis", &["index"]),
@@ -51,7 +51,7 @@ const OWNED: [(&str, &[&str]); 24] = [
     ("strsim", &["config"]),
     ("tokio_util", &["server"]),
     ("toml", &["config"]),
-    ("tracing_subscriber", &["telemetry"]),
+    ("tracing_subscriber", &["config", "telemetry"]),
 ];
 
 /// The foreign crates that any part may import.
