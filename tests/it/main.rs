@@ -1,7 +1,9 @@
 //! The one integration binary: Berth in process and as a real binary, against real stores and indexes.
 
 mod api;
+mod cli;
 mod config;
+mod imports;
 mod index;
 mod redis_server;
 mod rules_bench;
