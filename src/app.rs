@@ -41,7 +41,7 @@ pub enum StartError {
     #[error("index.url: {0}")]
     Index(#[from] IndexError),
     /// The registry in that store can't be served.
-    #[error(transparent)]
+    #[error("{}", .0.cause.as_ref().unwrap_or(&.0.message))]
     Registry(#[from] Error),
     /// A browser's origin is none.
     #[error("server.cors_origins: {0}")]
