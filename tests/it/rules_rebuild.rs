@@ -308,3 +308,36 @@ async fn a_start_fills_its_own_emptied_index() {
         assert_eq!(tag_of(&on(engine, "app").await, "v1").await.unwrap(), Some(sha256(&image)));
     }
 }
+
+/// A replica that listed the bucket long ago adopts nothing of what others have deleted since.
+#[tokio::test]
+async fn an_old_listing_brings_nothing_back() {
+    for stalled in [":links:app", ":manifests:app", ":tags:app"] {
+        let bench = bench::local(bench::options()).await;
+        let image = bench.image("app", "one").await;
+        let digest = bench.push("app", &image, &["v1"]).await.unwrap();
+        let bench = bench.with_new_index().await;
+        bench.probe_b.strike(How::Stall, move |_, call| call.kind == "commit" && call.about.contains(stalled));
+        let walk = tokio::spawn({
+            let b = std::sync::Arc::clone(&bench.b);
+            async move { reconcile::walk(&b, |_, _| {}).await }
+        });
+        while !bench.probe_b.has_struck() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let repository = on(&bench.a, "app").await;
+        repository.delete_manifest(&digest, "me").await.unwrap();
+        repository.delete_blob(&sha256(b"config of one")).await.unwrap();
+        repository.delete_blob(&sha256(b"layer of one")).await.unwrap();
+        berth::worker::work_once(&bench.a, ulid::Ulid::from(1_u128)).await.unwrap();
+        bench.probe_b.release();
+        walk.await.unwrap().unwrap();
+        for engine in [&bench.a, &bench.b] {
+            let repository = on(engine, "app").await;
+            assert_eq!(tag_of(&repository, "v1").await.unwrap(), None, "{stalled}");
+            assert!(repository.manifests().await.unwrap().is_empty(), "{stalled}");
+            assert_eq!(code(repository.blob(&sha256(b"layer of one")).await), Code::BlobUnknown, "{stalled}");
+            assert_eq!(code(repository.blob(&sha256(b"config of one")).await), Code::BlobUnknown, "{stalled}");
+        }
+    }
+}
