@@ -209,7 +209,7 @@ fn level(part: &str) -> Option<usize> {
 }
 
 /// The part of Berth that an import reaches, if it does.
-fn reaches<'a>(import: &'a Import, is_at_top: bool) -> Option<&'a str> {
+fn reaches(import: &Import, is_at_top: bool) -> Option<&str> {
     let is_from_root = import.root == "crate" || import.root == "berth" || (import.root == "super" && is_at_top);
     (is_from_root && level(&import.next).is_some()).then_some(import.next.as_str())
 }
@@ -264,8 +264,7 @@ fn each_dependency_is_listed() {
         fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml")).unwrap().parse().unwrap();
     let named: BTreeSet<String> =
         manifest["dependencies"].as_table().unwrap().keys().map(|name| name.replace('-', "_")).collect();
-    let listed: BTreeSet<String> =
-        OWNED.iter().map(|(name, _)| *name).chain(SHARED).map(ToOwned::to_owned).collect();
+    let listed: BTreeSet<String> = OWNED.iter().map(|(name, _)| *name).chain(SHARED).map(ToOwned::to_owned).collect();
     assert_eq!(listed, named);
 }
 
