@@ -58,6 +58,11 @@ pub enum IndexState {
         /// Which database the bucket believes.
         identity: String,
     },
+    /// The newest epoch of the bucket is this index's, which was emptied, or has not begun to serve it.
+    Unserved {
+        /// The epoch's number.
+        epoch: String,
+    },
     /// The bucket has never named an index.
     Unclaimed,
     /// The configured index isn't there.
@@ -260,6 +265,8 @@ pub struct Counts {
 #[derive(Debug)]
 pub struct Inspector {
     store: Arc<dyn Store>,
+    /// Renews the lease, for as long as somebody looks.
+    _leases: Option<Arc<Leases>>,
     lease: Option<Arc<Lease>>,
     state: IndexState,
 }
@@ -268,7 +275,9 @@ impl Inspector {
     /// Looks into `store` and, where there is one, the index that `connect` reaches. An index that doesn't
     /// answer is part of what is found, and no failure.
     pub async fn open(store: Arc<dyn Store>, connect: Option<Arc<dyn Connect>>, timing: Timing) -> Self {
-        let Some(connect) = connect else { return Self { store, lease: None, state: IndexState::Missing } };
+        let Some(connect) = connect else {
+            return Self { store, _leases: None, lease: None, state: IndexState::Missing };
+        };
         let leases = Arc::new(Leases::new(Arc::clone(&store), connect, timing));
         let (lease, state) = match leases.standing().await {
             Ok(Standing::Ours(lease)) => {
@@ -276,12 +285,13 @@ impl Inspector {
                 (Some(lease), state)
             }
             Ok(Standing::Fresh) => (None, IndexState::Unclaimed),
+            Ok(Standing::Unserved(number)) => (None, IndexState::Unserved { epoch: number.to_string() }),
             Ok(Standing::Others(number, record)) => {
                 (None, IndexState::Other { epoch: number.to_string(), identity: record.identity })
             }
             Err(error) => (None, IndexState::Unreachable { why: error.cause.unwrap_or(error.message) }),
         };
-        Self { store, lease, state }
+        Self { store, _leases: Some(leases), lease, state }
     }
 
     /// Which index was found.

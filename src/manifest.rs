@@ -59,6 +59,12 @@ struct Referrer {
     annotations: std::collections::BTreeMap<String, String>,
 }
 
+/// How many referrers are read at once: each has its manifest's annotations, which may be megabytes.
+const REFERRERS_AT_ONCE: usize = 16;
+
+/// The most manifests that one listing of all of them shows.
+const MAX_LISTED: usize = 50_000;
+
 /// Which object will hold the manifest's bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Copy {
@@ -155,7 +161,7 @@ impl Repository {
         Ok(answers[0].is_some())
     }
 
-    /// All manifests, for GCR's tag list, in byte order of their digests.
+    /// All manifests, for GCR's tag list, in byte order of their digests; the first 50,000 of them.
     pub async fn manifests(&self) -> Result<Vec<(Digest, ManifestFact)>> {
         let group = self.lease.names.manifests(&self.name);
         let mut all = Vec::new();
@@ -166,14 +172,15 @@ impl Repository {
             for (member, value) in page {
                 all.push((member.parse()?, facts::decode(&value)?));
             }
-            if !full {
+            if !full || all.len() >= MAX_LISTED {
                 return Ok(all);
             }
         }
     }
 
     /// A page of a subject's referrers as descriptors, after the digest `after`, at most `limit`, of one
-    /// artifact type where that is asked for; and the digest to go on after, if more follow.
+    /// artifact type where that is asked for; and the digest to go on after, if more follow. A page ends
+    /// early once its descriptors, annotations and all, are as large as a manifest may be.
     pub async fn referrers(
         &self,
         subject: &Digest,
@@ -184,20 +191,23 @@ impl Repository {
         let group = self.lease.names.referrers(&self.name, subject);
         let mut after = after.map(str::to_owned);
         let mut page: Vec<Box<RawValue>> = Vec::new();
-        let mut last = None;
+        let (mut last, mut size) = (None, 0);
         loop {
-            let found = self.lease.scan(self.shard, &group, after.as_deref(), limit + 1).await?;
-            let full = found.len() > limit;
+            let found = self.lease.scan(self.shard, &group, after.as_deref(), REFERRERS_AT_ONCE).await?;
+            let full = found.len() == REFERRERS_AT_ONCE;
             after = found.last().map(|(member, _)| member.clone());
             for (member, value) in found {
                 let referrer: Referrer = facts::decode(&value)?;
-                if artifact_type.is_some_and(|wanted| referrer.artifact_type.as_deref() != Some(wanted)) {
+                let its_type = referrer.artifact_type.as_deref().unwrap_or_default();
+                if artifact_type.is_some_and(|wanted| its_type != wanted) {
                     continue;
                 }
-                if page.len() == limit {
+                let referrer = serde_json::value::to_raw_value(&referrer).map_err(Error::internal)?;
+                size += referrer.get().len();
+                if page.len() == limit || (size > MAX_MANIFEST && !page.is_empty()) {
                     return Ok((page, last));
                 }
-                page.push(serde_json::value::to_raw_value(&referrer).map_err(Error::internal)?);
+                page.push(referrer);
                 last = Some(member);
             }
             if !full {

@@ -94,6 +94,9 @@ pub(super) fn describe(state: &IndexState) -> String {
                 "index: not the bucket's own, which is {identity} (epoch {epoch}); nothing that this one says counts\n"
             )
         }
+        IndexState::Unserved { epoch } => {
+            format!("index: empty, though the bucket names it (epoch {epoch}); `berth index rebuild` fills it\n")
+        }
         IndexState::Unclaimed => "index: the bucket has never named one\n".to_owned(),
         IndexState::Missing => "index: there is none; `berth index rebuild` makes one\n".to_owned(),
         IndexState::Unreachable { why } => format!("index: not reachable ({why})\n"),
