@@ -9,6 +9,7 @@ use super::{Failure, index::describe, load, print};
 use crate::{
     app,
     config::LoadArgs,
+    index::facts::DataState,
     inspect::{
         About, BlobFacts, BlobReport, DataReport, IndexState, Inspector, KeyReport, ManifestReport, Object, TagReport,
         Verify,
@@ -259,7 +260,11 @@ impl Page {
         }
         match &report.fact {
             Some(fact) => {
-                self.line(format_args!("in the index: {:?}, {} bytes of {}", fact.state, fact.size, fact.digest))
+                let state = match fact.state {
+                    DataState::Live => "live",
+                    DataState::Dying => "being removed",
+                };
+                self.line(format_args!("in the index: {state}, {} bytes of {}", fact.size, fact.digest));
             }
             None => self.line("in the index: nothing"),
         }

@@ -247,6 +247,31 @@ async fn a_server_that_lost_its_index_fills_it_by_itself() {
     prepared.assert_is_all_there().await;
 }
 
+/// As docs/one-machine.md says: a copy has everything, if it keeps the times of the files.
+#[tokio::test]
+async fn a_copy_that_keeps_the_times_is_a_backup() {
+    let mut prepared = prepared().await;
+    prepared.lose_index();
+    let (kept, new) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let from = format!("{}/.", prepared.directory.path().display());
+    for (how, to) in [("-a", &kept), ("-r", &new)] {
+        assert!(Command::new("cp").args([how, &from]).arg(to.path()).status().unwrap().success());
+    }
+    // What was written long before it was copied.
+    for path in files(&new.path().join("repos")).keys() {
+        std::fs::File::options().append(true).open(path).unwrap().set_modified(long_after()).unwrap();
+    }
+    let tag = json_of(&settings(new.path()), &["inspect", "tag", "team/app:v1", "--json"]);
+    assert_eq!(tag["found"]["history"][0]["counts"], false);
+    prepared.settings = settings(kept.path());
+    prepared.directory = kept;
+    prepared.assert_is_all_there().await;
+}
+
+fn long_after() -> std::time::SystemTime {
+    std::time::SystemTime::now() + std::time::Duration::from_secs(3600)
+}
+
 #[tokio::test]
 async fn a_rebuild_says_what_dangles() {
     let prepared = prepared().await;

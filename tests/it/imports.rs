@@ -209,7 +209,7 @@ fn level(part: &str) -> Option<usize> {
 }
 
 /// The part of Berth that an import reaches, if it does.
-fn reaches<'a>(import: &'a Import, is_at_top: bool) -> Option<&'a str> {
+fn reaches(import: &Import, is_at_top: bool) -> Option<&str> {
     let is_from_root = import.root == "crate" || import.root == "berth" || (import.root == "super" && is_at_top);
     (is_from_root && level(&import.next).is_some()).then_some(import.next.as_str())
 }

@@ -1,6 +1,7 @@
 //! The one integration binary: Berth in process and as a real binary, against real stores and indexes.
 
 mod api;
+mod architecture;
 mod cli;
 mod config;
 mod imports;
