@@ -2,8 +2,17 @@
 
 mod api;
 mod architecture;
+mod berth;
 mod cli;
 mod config;
+mod e2e_client;
+mod e2e_conditions;
+mod e2e_crash;
+mod e2e_docker;
+mod e2e_process;
+mod e2e_tools;
+mod e2e_uploads;
+mod history;
 mod imports;
 mod index;
 mod redis_server;
