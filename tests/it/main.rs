@@ -1,7 +1,9 @@
 //! The one integration binary: Berth in process and as a real binary, against real stores and indexes.
 
 mod api;
+mod architecture;
 mod berth;
+mod cli;
 mod config;
 mod e2e_client;
 mod e2e_conditions;
@@ -11,6 +13,7 @@ mod e2e_process;
 mod e2e_tools;
 mod e2e_uploads;
 mod history;
+mod imports;
 mod index;
 mod redis_server;
 mod rules_bench;
