@@ -33,7 +33,7 @@ impl Builder {
         buildctl.write("buildkitd.toml", format!("[registry.\"{}\"]\nhttp = true\n", berth.host()));
         let mut command = server.command(&["--config", &buildctl.path("buildkitd.toml"), "--addr", &address]);
         command.args(["--root", &buildctl.path("root"), "--containerd-worker=false", "--oci-worker-net=host"]);
-        command.args(["--oci-worker-no-process-sandbox", "--oci-worker-snapshotter=native"]);
+        command.arg("--oci-worker-snapshotter=native");
         let buildctl = buildctl.with(&["--addr", &address]);
         let is_ready = || buildctl.command(&["debug", "workers"]).output().is_ok_and(|output| output.status.success());
         let daemon = Daemon::start(&mut command, &buildctl.home().join("log"), is_ready);
@@ -50,9 +50,10 @@ impl Builder {
         self.buildctl.write("context/changing", text);
     }
 
-    /// Builds, with the same bytes each time, and pushes `image`; returns what it said.
+    /// Builds and pushes `image`; returns what it said. The config says no time, but layers hold those of the
+    /// files, which are new with each builder.
     fn build(&self, image: &str, more: &[&str]) -> String {
-        let output = format!("type=image,name={image},push=true,rewrite-timestamp=true");
+        let output = format!("type=image,name={image},push=true");
         let build = [
             &["build", "--progress=plain", "--frontend=dockerfile.v0", "--local=context=context"][..],
             &["--local=dockerfile=context", "--opt=build-arg:SOURCE_DATE_EPOCH=0", "--output", &output],
@@ -81,8 +82,8 @@ fn use_cache(form: &str, is_expected: impl Fn(&Value) -> bool) {
     let again = format!("{}/team/app:2", berth.host());
     let second = other.build(&again, &["--import-cache", &import]);
     assert!(second.contains("importing cache manifest from"), "{second}");
-    // Every step that the image needs: none was run again, and the image is the same.
-    assert_eq!(second.matches(" CACHED").count(), 3, "{second}");
+    // No step was run again, so that even the times in the layers are the same.
+    assert_eq!(second.matches(" CACHED").count(), 4, "{second}");
     assert_eq!(manifest(&again), manifest(&image));
     Tool::new("crane").run(&["validate", "--remote", &again]);
 
@@ -90,7 +91,7 @@ fn use_cache(form: &str, is_expected: impl Fn(&Value) -> bool) {
     third.change("and now another");
     let changed = format!("{}/team/app:3", berth.host());
     let said = third.build(&changed, &["--import-cache", &import, "--export-cache", &export]);
-    assert_eq!(said.matches(" CACHED").count(), 2, "{said}");
+    assert_eq!(said.matches(" CACHED").count(), 3, "{said}");
     assert_ne!(manifest(&changed), manifest(&image));
     assert_eq!(manifest(&changed)["layers"][0], manifest(&image)["layers"][0]);
     Tool::new("crane").run(&["validate", "--remote", &changed]);
@@ -116,7 +117,7 @@ fn buildkit_builds_from_a_cache_that_is_an_image_index() {
                     .as_array()
                     .unwrap()
                     .iter()
-                    .any(|child| child["mediaType"].as_str().unwrap().contains("layer"))
+                    .any(|child| child["mediaType"].as_str().unwrap().contains(".tar"))
         });
     }
 }

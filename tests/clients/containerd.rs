@@ -97,6 +97,8 @@ fn containerd_pulls_what_it_pushed() {
     containerd.run(&["images", "tag", &image, &pushed]);
     containerd.push(&again, &pushed);
     drop(source);
+    let mounted = |line: &&str| line.contains("/v2/again/app/blobs/uploads/?mount=") && line.contains("\"status\":201");
+    assert_eq!(berth.log().lines().filter(mounted).count(), 6, "each config and layer");
     for target in [&pushed, &again] {
         containerd.forget();
         containerd.pull(target);
