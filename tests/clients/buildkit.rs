@@ -31,12 +31,12 @@ impl Builder {
         let (server, buildctl) = (Tool::new("buildkitd"), Tool::new("buildctl"));
         let address = format!("unix://{}", buildctl.path("sock"));
         buildctl.write("buildkitd.toml", format!("[registry.\"{}\"]\nhttp = true\n", berth.host()));
-        let mut command = server.command(&["--config", &buildctl.path("buildkitd.toml"), "--addr", &address]);
-        command.args(["--root", &buildctl.path("root"), "--containerd-worker=false", "--oci-worker-net=host"]);
-        command.arg("--oci-worker-snapshotter=native");
+        let (config, root) = (buildctl.path("buildkitd.toml"), buildctl.path("root"));
         let buildctl = buildctl.with(&["--addr", &address]);
         let is_ready = || buildctl.command(&["debug", "workers"]).output().is_ok_and(|output| output.status.success());
-        let daemon = Daemon::start(&mut command, &buildctl.home().join("log"), is_ready);
+        let workers = ["--containerd-worker=false", "--oci-worker-net=host", "--oci-worker-snapshotter=native"];
+        let arguments = [&["--config", &config, "--addr", &address, "--root", &root], &workers[..]].concat();
+        let daemon = Daemon::start(server, &arguments, is_ready);
         let builder = Self { buildctl, _daemon: daemon };
         builder.buildctl.write("context/Dockerfile", DOCKERFILE);
         builder.buildctl.write("context/large", noise(9, 6 << 20));
@@ -91,9 +91,10 @@ fn use_cache(form: &str, is_expected: impl Fn(&Value) -> bool) {
     third.change("and now another");
     let changed = format!("{}/team/app:3", berth.host());
     let said = third.build(&changed, &["--import-cache", &import, "--export-cache", &export]);
-    assert_eq!(said.matches(" CACHED").count(), 3, "{said}");
-    assert_ne!(manifest(&changed), manifest(&image));
-    assert_eq!(manifest(&changed)["layers"][0], manifest(&image)["layers"][0]);
+    assert!(said.contains(" CACHED"), "{said}");
+    let (before, after) = (manifest(&image), manifest(&changed));
+    assert_eq!(after["layers"][0], before["layers"][0], "{said}");
+    assert_ne!(after["layers"][1], before["layers"][1], "{said}");
     Tool::new("crane").run(&["validate", "--remote", &changed]);
 }
 

@@ -30,10 +30,10 @@ impl Containerd {
             ctr.home().display()
         );
         ctr.write("config.toml", config);
-        let mut command = server.command(&["--config", &ctr.path("config.toml")]);
+        let config = ctr.path("config.toml");
         let ctr = ctr.with(&["--address", &socket]);
         let is_ready = || ctr.command(&["version"]).output().is_ok_and(|output| output.status.success());
-        let daemon = Daemon::start(&mut command, &ctr.home().join("log"), is_ready);
+        let daemon = Daemon::start(server, &["--config", &config], is_ready);
         Self { ctr, _daemon: daemon }
     }
 
@@ -88,7 +88,7 @@ fn containerd_pulls_what_it_pushed() {
     // An index; and a manifest, a config and two layers for each of two platforms.
     assert_eq!(content.len(), 9, "{content:?}");
 
-    let pushed = format!("{}/pushed/app:all", berth.host());
+    let pushed = format!("{}/team/app:all", berth.host());
     containerd.push(&pushed, &image);
     // What is there already goes nowhere again.
     containerd.push(&pushed, &image);
@@ -106,14 +106,14 @@ fn containerd_pulls_what_it_pushed() {
         assert_eq!(containerd.content(), content, "{target}");
     }
     containerd.forget();
-    let by_digest = format!("{}/pushed/app@{digest}", berth.host());
+    let by_digest = format!("{}/team/app@{digest}", berth.host());
     containerd.run(&["content", "fetch", "--plain-http", "--all-platforms", &by_digest]);
     assert_eq!(containerd.content(), content);
     for digest in &content {
         let output = containerd.ctr.command(&["content", "get", digest]).output().unwrap();
         assert_eq!(&sha256(&output.stdout), digest);
     }
-    let missing = format!("{}/pushed/app:none", berth.host());
+    let missing = format!("{}/team/app:none", berth.host());
     let said = containerd.ctr.fails(&["images", "pull", "--plain-http", &missing]);
     assert!(said.contains("not found"), "{said}");
 }

@@ -18,6 +18,5 @@ mod berth;
 #[expect(dead_code, reason = "the other tests use the rest of it")]
 #[path = "../it/e2e_client.rs"]
 mod e2e_client;
-#[expect(dead_code, reason = "the other tests use the rest of it")]
 #[path = "../it/strace.rs"]
 mod strace;

@@ -137,16 +137,22 @@ impl Drop for Timed {
 }
 
 /// A server beside Berth that a client needs; it ends when this is dropped.
-pub(crate) struct Daemon(Child);
+pub(crate) struct Daemon {
+    child: Child,
+    /// It works in its home as long as it runs.
+    _tool: Tool,
+}
 
 impl Daemon {
-    /// Starts one, with its log at `log`, and waits until `is_ready`.
-    pub(crate) fn start(command: &mut Command, log: &Path, is_ready: impl Fn() -> bool) -> Self {
-        let file = fs::File::create(log).unwrap();
-        let command = command.stdin(Stdio::null()).stdout(file.try_clone().unwrap()).stderr(file);
-        let mut daemon = Self(command.spawn().unwrap());
+    /// Starts one, and waits until it is ready.
+    pub(crate) fn start(tool: Tool, arguments: &[&str], is_ready: impl Fn() -> bool) -> Self {
+        let log = tool.home().join("log");
+        let file = fs::File::create(&log).unwrap();
+        let mut command = tool.command(arguments);
+        command.stdin(Stdio::null()).stdout(file.try_clone().unwrap()).stderr(file);
+        let mut daemon = Self { child: command.spawn().unwrap(), _tool: tool };
         while !is_ready() {
-            let ended = daemon.0.try_wait().unwrap();
+            let ended = daemon.child.try_wait().unwrap();
             assert!(ended.is_none(), "{command:?} ended:\n{}", fs::read_to_string(log).unwrap());
             thread::sleep(Duration::from_millis(100));
         }
@@ -157,8 +163,8 @@ impl Daemon {
 impl Drop for Daemon {
     fn drop(&mut self) {
         // It may have ended by itself.
-        drop(kill_process(Pid::from_child(&self.0), Signal::TERM));
-        self.0.wait().unwrap();
+        kill_process(Pid::from_child(&self.child), Signal::TERM).ok();
+        self.child.wait().unwrap();
     }
 }
 
