@@ -405,14 +405,23 @@ impl<'a> Intake<'a> {
         let (true, Some(parts), Some((open, value))) = (self.began_parts, self.parts, self.recorded) else { return };
         let repository = self.repository;
         let upload = repository.lease.names.upload(self.id.ulid);
-        let trash = TrashFact { multipart: Some((parts.data, parts.id)), ..TrashFact::default() };
+        let trash = TrashFact { multipart: Some((parts.data, parts.id.clone())), ..TrashFact::default() };
         let before = OpenUpload { parts: None, ..open };
         let batch = Batch {
             checks: vec![Check::Equals(upload.clone(), value)],
             writes: vec![Write::Put(upload, repository.record(UploadState::Open(before))), repository.trash(&trash)],
             ..Batch::default()
         };
-        match repository.commit(batch).await {
+        let mut noted = repository.commit(batch.clone()).await;
+        if noted.is_err() {
+            // The index may be on the disk that these parts have filled: it has room once they are gone. They
+            // may go without a note, as no other request needs what this one began.
+            if let Err(error) = repository.store().abort(&Key::Data(parts.data), &parts.id).await {
+                tracing::debug!(%error, "the parts of a failed upload were not freed at once");
+            }
+            noted = repository.commit(batch).await;
+        }
+        match noted {
             Ok(_) => repository.registry.work.notify_one(),
             Err(error) => tracing::debug!(%error, "the parts of a failed upload stay until it expires"),
         }

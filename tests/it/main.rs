@@ -2,6 +2,8 @@
 
 mod berth;
 mod config;
+mod conformance;
+mod e2e_attacks;
 mod e2e_client;
 mod e2e_conditions;
 mod e2e_crash;
