@@ -241,7 +241,12 @@ impl<'a> Intake<'a> {
     /// Takes the whole body, and hashes it to its end. A body that breaks off is no failure here: what came
     /// is taken. After a failure the parts that this request began are freed.
     pub(super) async fn take_all(mut self, head: Head, body: Incoming) -> Result<Taken> {
-        match self.take(head, body).await {
+        let taken = match self.take(head, body).await {
+            // The last whole part may still be on its way, and fail.
+            Ok(()) => self.wait().await,
+            failed => failed,
+        };
+        match taken {
             Ok(()) => self.finish().await,
             Err(error) => {
                 self.give_up().await;
@@ -366,9 +371,18 @@ impl<'a> Intake<'a> {
         let open = OpenUpload { parts: Some(parts.clone()), ..open };
         let value = repository.record(UploadState::Open(open.clone()));
         let batch = Batch { checks: vec![check], writes: vec![Write::Put(upload, value.clone())], ..Batch::default() };
-        if let Outcome::Refused { .. } = repository.commit(batch).await? {
-            repository.store().abort(&Key::Data(data), &parts.id).await?;
-            return Err(super::moved_meanwhile());
+        match repository.commit(batch).await {
+            Ok(Outcome::Committed { .. }) => {}
+            Ok(Outcome::Refused { .. }) => {
+                repository.store().abort(&Key::Data(data), &parts.id).await?;
+                return Err(super::moved_meanwhile());
+            }
+            Err(error) => {
+                // Without a note nobody else would free it. Where the note was made after all, there is an
+                // upload whose parts are gone, which can only be ended.
+                repository.store().abort(&Key::Data(data), &parts.id).await?;
+                return Err(error);
+            }
         }
         self.recorded = Some((open, value));
         self.parts = Some(parts);
@@ -378,7 +392,6 @@ impl<'a> Intake<'a> {
 
     /// All that was taken in, hashed to its end.
     async fn finish(mut self) -> Result<Taken> {
-        self.wait().await?;
         let hasher = self.hasher.take().ok_or_else(|| Error::internal("a hash is missing"))?;
         let hasher = hash(hasher, behind(&self.pending, self.pending_hashed)).await?;
         let (rest, rest_size) = match self.keep {

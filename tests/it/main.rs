@@ -9,6 +9,7 @@ mod e2e_conditions;
 mod e2e_crash;
 mod e2e_docker;
 mod e2e_process;
+mod e2e_sync;
 mod e2e_tools;
 mod e2e_uploads;
 mod history;
