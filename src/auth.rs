@@ -115,6 +115,7 @@ fn is(who: Who, identity: &Identity) -> bool {
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
     use crate::config::Written;

@@ -186,19 +186,47 @@ impl Repository {
         if !noted {
             return self.blob_to_keep(digest).await.map(Some);
         }
-        let forget = Write::Delete(self.lease.names.attempt(attempt.link));
         let Some((fact, _)) = found else {
-            self.write(vec![forget]).await?;
+            self.forget(attempt, None, None).await;
             return Ok(None);
         };
-        if !self.join(attempt, digest, &Hint { data: fact.data, size: fact.size }).await? {
-            self.write(vec![forget]).await?;
+        let there = Hint { data: fact.data, size: fact.size };
+        let mounted = self.mount_data(attempt, digest, &there).await;
+        if !matches!(mounted, Ok(Some(_))) {
+            let link = self.attempted_link(attempt, digest, Bytes::Joined(there.data), there.size);
+            self.forget(attempt, Some(there.data), Some(&link)).await;
+        }
+        mounted
+    }
+
+    async fn mount_data(&self, attempt: Attempt, digest: &Digest, there: &Hint) -> Result<Option<Blob>> {
+        if !self.join(attempt, digest, there).await? {
             return Ok(None);
         }
-        let bytes = Bytes::Joined(fact.data);
-        self.put_link(attempt, digest, bytes, fact.size).await?;
-        let commit = LinkCommit { attempt, digest, bytes, size: fact.size, guard: None, closing: Vec::new() };
+        let (bytes, size) = (Bytes::Joined(there.data), there.size);
+        self.put_link(attempt, digest, bytes, size).await?;
+        let commit = LinkCommit { attempt, digest, bytes, size, guard: None, closing: Vec::new() };
         self.commit_link(commit).await.map(Some)
+    }
+
+    /// Forgets an attempt that failed, and throws away what it may have written: its link, bytes of its own,
+    /// its use of joined data. Where its commit got through after all, or still does, one of the two finds
+    /// that the other was first.
+    pub(crate) async fn forget(&self, attempt: Attempt, joined: Option<DataKey>, link: Option<&Key>) {
+        let names = &self.lease.names;
+        let noted = names.attempt(attempt.link);
+        let user = joined.map(|data| (data, self.name.clone(), attempt.link));
+        let keys = link.cloned().into_iter().chain([Key::Data(attempt.data)]).map(|key| key.to_string()).collect();
+        let trash = TrashFact { keys, user, ..TrashFact::default() };
+        let batch = Batch {
+            checks: vec![Check::Present(noted.clone())],
+            writes: vec![Write::Delete(noted), Write::Put(names.trashed(attempt.link), facts::encode(&trash))],
+            ..Batch::default()
+        };
+        match self.commit(batch).await {
+            Ok(_) => self.registry.work.notify_one(),
+            Err(error) => tracing::debug!(%error, "the note of a failed attempt stays until it expires"),
+        }
     }
 
     /// Notes the link of a mount; false where the repository has the blob already.
@@ -257,15 +285,15 @@ impl Repository {
         Ok(matches!(outcome, Outcome::Committed { .. }))
     }
 
+    /// Where the link's object goes.
+    pub(crate) fn attempted_link(&self, attempt: Attempt, digest: &Digest, bytes: Bytes, size: u64) -> Key {
+        let (repository, digest) = (self.name.clone(), digest.clone());
+        Key::Link { repository, digest, link: attempt.link, data: bytes.data(), size }
+    }
+
     /// Writes the link's object. Only for a digest that was verified.
     pub(crate) async fn put_link(&self, attempt: Attempt, digest: &Digest, bytes: Bytes, size: u64) -> Result<()> {
-        let key = Key::Link {
-            repository: self.name.clone(),
-            digest: digest.clone(),
-            link: attempt.link,
-            data: bytes.data(),
-            size,
-        };
+        let key = self.attempted_link(attempt, digest, bytes, size);
         Ok(self.store().put(&key, Vec::new(), None).await?)
     }
 

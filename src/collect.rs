@@ -28,14 +28,15 @@ pub(crate) async fn discard(
     ulid: Ulid,
     trash: &TrashFact,
 ) -> Result<()> {
+    // Parts first: once they are given up, they can't become an object any more.
+    if let Some((data, upload)) = &trash.multipart {
+        lease.live().await?;
+        registry.store.abort(&Key::Data(*data), upload).await?;
+    }
     for text in &trash.keys {
         let key =
             Key::parse(text).ok_or_else(|| Error::internal(format!("the trash holds {text}, which is no key")))?;
         remove(registry, lease, &key).await?;
-    }
-    if let Some((data, upload)) = &trash.multipart {
-        lease.check()?;
-        registry.store.abort(&Key::Data(*data), upload).await?;
     }
     if let Some((data, repository, link)) = &trash.user {
         let writes = vec![Write::Delete(lease.names.user(*data, repository, *link))];
@@ -50,7 +51,7 @@ pub(crate) async fn discard(
 /// Removes one object, by a request whose end is fixed before the lease is checked.
 async fn remove(registry: &Registry, lease: &Lease, key: &Key) -> Result<()> {
     let until = registry.store.now().plus(registry.options.timing.deadline);
-    lease.check()?;
+    lease.live().await?;
     Ok(registry.store.delete(key, until).await?)
 }
 
@@ -60,7 +61,7 @@ pub(crate) async fn empty_trash(registry: &Registry, lease: &Lease, shard: Shard
     let mut after: Option<String> = None;
     let mut removed = 0;
     loop {
-        let page = lease.index.scan(shard, &group, after.as_deref(), 100).await?;
+        let page = lease.scan(shard, &group, after.as_deref(), 100).await?;
         for (member, value) in &page {
             let ulid = Ulid::from_string(member).map_err(Error::internal)?;
             match discard(registry, lease, shard, ulid, &facts::decode(value)?).await {
@@ -117,7 +118,7 @@ async fn old(registry: &Registry, lease: &Lease, shard: Shard, group: &str) -> R
         return Ok(Vec::new());
     }
     let newest = now.minus(expiry).0;
-    let mut found = lease.index.scan(shard, group, None, 200).await?;
+    let mut found = lease.scan(shard, group, None, 200).await?;
     found.retain(|(member, _)| Ulid::from_string(member).is_ok_and(|ulid| ulid.timestamp_ms() <= newest));
     Ok(found)
 }
@@ -191,7 +192,7 @@ pub(crate) async fn trim_histories(registry: &std::sync::Arc<Registry>, lease: &
     let mut after: Option<String> = None;
     let mut trimmed = 0;
     loop {
-        let page = lease.index.scan(shard, &group, after.as_deref(), 100).await?;
+        let page = lease.scan(shard, &group, after.as_deref(), 100).await?;
         for (member, _) in &page {
             let done = match crate::tag::parse_trim(member) {
                 Some((name, tag)) => registry.repository(&name).await?.trim_history(&tag).await?,

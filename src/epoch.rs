@@ -7,7 +7,7 @@
 
 use std::{
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, Weak,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     error::{Error, Result},
-    index::{Ask, Batch, Check, Connect, Index, Outcome, Shard, Write, facts::Names},
+    index::{Ask, Batch, Check, Connect, Index, IndexError, Outcome, Shard, Write, facts::Names},
     storage::{Key, Store, StoreTime, key::EPOCHS, key::EpochNumber, read_small},
 };
 
@@ -30,6 +30,13 @@ pub struct Timing {
     pub deadline: Duration,
     /// M: the error of the store's clock, and the time for a small write that was received to be visible.
     pub margin: Duration,
+}
+
+impl Timing {
+    /// After how long nothing that was begun under an old epoch's leases can still count.
+    pub fn succession(&self) -> Duration {
+        self.lease * 2 + self.deadline + self.margin
+    }
 }
 
 impl Default for Timing {
@@ -64,15 +71,40 @@ pub struct Lease {
     until: AtomicU64,
     /// A bit for each shard that is known to be settled. It never is again not, within an epoch.
     settled: Vec<AtomicU64>,
+    /// Who takes the next one, for a request that takes longer than this one lasts.
+    keeper: Weak<Leases>,
 }
 
 impl Lease {
-    /// Fails once the lease has run out. Asked once between a request's arrival and its batch.
-    pub fn check(&self) -> Result<()> {
-        if boottime() < self.until.load(Ordering::Acquire) {
-            return Ok(());
+    /// The connection by which this epoch may be believed now. Asked between a request's arrival and each
+    /// batch: a request whose lease ran out while its body came in (nobody else may have asked for one
+    /// meanwhile), or whose connection broke, goes on under the next lease of the same epoch.
+    pub async fn live(&self) -> Result<Arc<dyn Index>> {
+        if self.is_live() {
+            return Ok(Arc::clone(&self.index));
         }
-        Err(Error::unavailable("the lease on the index ran out"))
+        let keeper = self.keeper.upgrade().ok_or_else(|| Error::unavailable("the registry is being closed"))?;
+        let next = keeper.lease().await?;
+        if next.epoch != self.epoch {
+            return Err(Error::unavailable("a new epoch began meanwhile"));
+        }
+        Ok(Arc::clone(&next.index))
+    }
+
+    fn is_live(&self) -> bool {
+        boottime() < self.until.load(Ordering::Acquire)
+    }
+
+    /// After a failure of the index: the connection may be lost for good, so the next request asks the
+    /// bucket anew, by another one if need be, rather than wait for the lease to run out.
+    fn doubt(&self, index: &Arc<dyn Index>, error: IndexError) -> Error {
+        self.until.store(0, Ordering::Release);
+        if let Some(held) = self.keeper.upgrade().and_then(|keeper| keeper.held())
+            && Arc::ptr_eq(&held.index, index)
+        {
+            held.until.store(0, Ordering::Release);
+        }
+        error.into()
     }
 
     /// The check that the shard still serves this epoch; the first of every batch.
@@ -95,15 +127,33 @@ impl Lease {
 
     /// Answers questions from one snapshot of a shard.
     pub async fn get(&self, shard: Shard, asks: &[Ask]) -> Result<Vec<Option<bytes::Bytes>>> {
-        self.check()?;
-        Ok(self.index.get(shard, asks).await?)
+        let index = self.live().await?;
+        index.get(shard, asks).await.map_err(|error| self.doubt(&index, error))
+    }
+
+    /// A page of a group. Where it ends short of `limit`, the shard's fence is looked at after it: an index
+    /// that was emptied shows short pages too.
+    pub async fn scan(
+        &self,
+        shard: Shard,
+        group: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<(String, bytes::Bytes)>> {
+        let index = self.live().await?;
+        let page = index.scan(shard, group, after, limit).await.map_err(|error| self.doubt(&index, error))?;
+        if page.len() < limit {
+            let fence = self.get(shard, &[self.ask_fence()]).await?;
+            self.confirm(fence[0].as_ref())?;
+        }
+        Ok(page)
     }
 
     /// Commits a batch behind the fence. A refused check is counted without the fence.
     pub async fn commit(&self, shard: Shard, mut batch: Batch) -> Result<Outcome> {
-        self.check()?;
+        let index = self.live().await?;
         batch.checks.insert(0, self.fenced());
-        match self.index.commit(shard, batch).await? {
+        match index.commit(shard, batch).await.map_err(|error| self.doubt(&index, error))? {
             Outcome::Refused { check: 0 } => Err(Error::unavailable("the index no longer serves this epoch")),
             Outcome::Refused { check } => Ok(Outcome::Refused { check: check - 1 }),
             committed => Ok(committed),
@@ -130,8 +180,9 @@ pub struct Leases {
     connect: Arc<dyn Connect>,
     timing: Timing,
     current: Mutex<Option<Arc<Lease>>>,
-    /// Held by the one task that asks the bucket; others wait for its answer.
-    asking: tokio::sync::Mutex<()>,
+    /// Held by the one task that asks the bucket; others wait for its answer. Inside: when it last failed,
+    /// by [`boottime`], and how, so that all who waited for that answer get it instead of failing in turn.
+    asking: tokio::sync::Mutex<Option<(u64, Error)>>,
 }
 
 /// What the bucket and the index say of each other.
@@ -141,6 +192,9 @@ pub enum Standing {
     Ours(Arc<Lease>),
     /// There has never been an epoch.
     Fresh,
+    /// The newest epoch is this index's, which doesn't serve it: a replica is about to begin it, or was when
+    /// it died, or the index was emptied in place.
+    Unserved(EpochNumber),
     /// The newest epoch is this one, and it is of another index.
     Others(EpochNumber, EpochRecord),
 }
@@ -148,7 +202,7 @@ pub enum Standing {
 impl Leases {
     /// A keeper without a lease yet.
     pub fn new(store: Arc<dyn Store>, connect: Arc<dyn Connect>, timing: Timing) -> Self {
-        Self { store, connect, timing, current: Mutex::new(None), asking: tokio::sync::Mutex::new(()) }
+        Self { store, connect, timing, current: Mutex::new(None), asking: tokio::sync::Mutex::default() }
     }
 
     /// The lease, renewed in the background from half of its life on, so that only the first request after
@@ -163,19 +217,27 @@ impl Leases {
                 return Ok(lease);
             }
         }
-        let _asking = self.asking.lock().await;
-        if let Some(lease) = self.held()
-            && lease.check().is_ok()
-        {
+        let arrived = boottime();
+        let mut asking = self.asking.lock().await;
+        if let Some(lease) = self.held().filter(|lease| lease.is_live()) {
             return Ok(lease);
         }
-        match self.ask().await? {
-            Standing::Ours(lease) => Ok(lease),
-            Standing::Fresh => Err(Error::unavailable("the bucket names no index")),
-            Standing::Others(number, _) => {
+        if let Some((_, error)) = asking.as_ref().filter(|(failed, _)| *failed > arrived) {
+            return Err(error.clone());
+        }
+        let asked = match self.ask().await {
+            Ok(Standing::Ours(lease)) => Ok(lease),
+            Ok(Standing::Fresh) => Err(Error::unavailable("the bucket names no index")),
+            Ok(Standing::Unserved(number)) => {
+                Err(Error::unavailable(format!("the index doesn't serve its epoch {number}")))
+            }
+            Ok(Standing::Others(number, _)) => {
                 Err(Error::unavailable(format!("another index owns this bucket (epoch {number})")))
             }
-        }
+            Err(error) => Err(error),
+        };
+        *asking = asked.as_ref().err().map(|error| (boottime(), error.clone()));
+        asked
     }
 
     fn held(&self) -> Option<Arc<Lease>> {
@@ -193,7 +255,7 @@ impl Leases {
     }
 
     /// Asks the bucket which index is believed, and this connection whether it is that one.
-    async fn ask(&self) -> Result<Standing> {
+    async fn ask(self: &Arc<Self>) -> Result<Standing> {
         let asked = boottime();
         let held = self.held();
         let Some(newest) = newest_epoch(&*self.store).await? else { return Ok(Standing::Fresh) };
@@ -213,12 +275,13 @@ impl Leases {
             names: Names::new(newest, record.shards),
             until: AtomicU64::new(asked + self.timing.lease.as_millis() as u64),
             settled: (0..record.shards.div_ceil(64)).map(|_| AtomicU64::new(0)).collect(),
-            record: record.clone(),
+            record,
+            keeper: Arc::downgrade(self),
         });
         for shard in lease.names.shards() {
             let answers = lease.index.get(shard, &[lease.ask_fence(), Ask::Value(lease.names.settled())]).await?;
             if lease.confirm(answers[0].as_ref()).is_err() {
-                return Ok(Standing::Others(newest, record));
+                return Ok(Standing::Unserved(newest));
             }
             if answers[1].is_some() {
                 lease.saw_settled(shard);
@@ -240,7 +303,7 @@ impl Leases {
     }
 
     /// What the bucket and the index say of each other, at start.
-    pub async fn standing(&self) -> Result<Standing> {
+    pub async fn standing(self: &Arc<Self>) -> Result<Standing> {
         let _asking = self.asking.lock().await;
         self.ask().await
     }
@@ -261,11 +324,7 @@ impl Leases {
         let bytes = serde_json::to_vec(&record).map_err(Error::internal)?;
         self.store.put(&Key::Epoch(number), vec![bytes.into()], None).await?;
         if !self.store.is_exclusive() {
-            let pause = if before.is_some() {
-                self.timing.lease * 2 + self.timing.deadline + self.timing.margin
-            } else {
-                self.timing.margin
-            };
+            let pause = if before.is_some() { self.timing.succession() } else { self.timing.margin };
             tracing::info!(epoch = %number, seconds = pause.as_secs(), "a new epoch begins once all leases under the old one have run out");
             tokio::time::sleep(pause).await;
         }

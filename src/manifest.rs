@@ -59,6 +59,12 @@ struct Referrer {
     annotations: std::collections::BTreeMap<String, String>,
 }
 
+/// How many referrers are read at once: each has its manifest's annotations, which may be megabytes.
+const REFERRERS_AT_ONCE: usize = 16;
+
+/// The most manifests that one listing of all of them shows.
+const MAX_LISTED: usize = 50_000;
+
 /// Which object will hold the manifest's bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Copy {
@@ -111,7 +117,9 @@ impl Repository {
         }
         let bytes = match self.manifest_fact(&manifest.digest).await? {
             Some(fact) => {
-                read_small(self.store(), &self.manifest_key(&manifest.digest, fact.object), MAX_MANIFEST).await?
+                let key = self.manifest_key(&manifest.digest, fact.object);
+                // It may have been deleted since it was found.
+                found(read_small(self.store(), &key, MAX_MANIFEST).await)?.ok_or_else(|| unknown(&manifest.digest))?
             }
             // A tag was read from the bucket, ahead of the index: so is its manifest.
             None => self.manifest_from_bucket(&manifest.digest).await?.ok_or_else(|| unknown(&manifest.digest))?.1,
@@ -134,7 +142,10 @@ impl Repository {
         let page = self.store().list(&prefix, None, 10).await?;
         for (text, _) in &page.objects {
             if let Some(key @ Key::Manifest { object, .. }) = Key::parse(text) {
-                return Ok(found(read_small(self.store(), &key, MAX_MANIFEST).await)?.map(|bytes| (object, bytes)));
+                // One that is gone was the second of two: the other is as good.
+                if let Some(bytes) = found(read_small(self.store(), &key, MAX_MANIFEST).await)? {
+                    return Ok(Some((object, bytes)));
+                }
             }
         }
         Ok(None)
@@ -150,25 +161,26 @@ impl Repository {
         Ok(answers[0].is_some())
     }
 
-    /// All manifests, for GCR's tag list, in byte order of their digests.
+    /// All manifests, for GCR's tag list, in byte order of their digests; the first 50,000 of them.
     pub async fn manifests(&self) -> Result<Vec<(Digest, ManifestFact)>> {
         let group = self.lease.names.manifests(&self.name);
         let mut all = Vec::new();
         loop {
             let after = all.last().map(|(digest, _): &(Digest, ManifestFact)| digest.to_string());
-            let page = self.lease.index.scan(self.shard, &group, after.as_deref(), 1000).await?;
+            let page = self.lease.scan(self.shard, &group, after.as_deref(), 1000).await?;
             let full = page.len() == 1000;
             for (member, value) in page {
                 all.push((member.parse()?, facts::decode(&value)?));
             }
-            if !full {
+            if !full || all.len() >= MAX_LISTED {
                 return Ok(all);
             }
         }
     }
 
     /// A page of a subject's referrers as descriptors, after the digest `after`, at most `limit`, of one
-    /// artifact type where that is asked for; and the digest to go on after, if more follow.
+    /// artifact type where that is asked for; and the digest to go on after, if more follow. A page ends
+    /// early once its descriptors, annotations and all, are as large as a manifest may be.
     pub async fn referrers(
         &self,
         subject: &Digest,
@@ -179,20 +191,23 @@ impl Repository {
         let group = self.lease.names.referrers(&self.name, subject);
         let mut after = after.map(str::to_owned);
         let mut page: Vec<Box<RawValue>> = Vec::new();
-        let mut last = None;
+        let (mut last, mut size) = (None, 0);
         loop {
-            let found = self.lease.index.scan(self.shard, &group, after.as_deref(), limit + 1).await?;
-            let full = found.len() > limit;
+            let found = self.lease.scan(self.shard, &group, after.as_deref(), REFERRERS_AT_ONCE).await?;
+            let full = found.len() == REFERRERS_AT_ONCE;
             after = found.last().map(|(member, _)| member.clone());
             for (member, value) in found {
                 let referrer: Referrer = facts::decode(&value)?;
-                if artifact_type.is_some_and(|wanted| referrer.artifact_type.as_deref() != Some(wanted)) {
+                let its_type = referrer.artifact_type.as_deref().unwrap_or_default();
+                if artifact_type.is_some_and(|wanted| its_type != wanted) {
                     continue;
                 }
-                if page.len() == limit {
+                let referrer = serde_json::value::to_raw_value(&referrer).map_err(Error::internal)?;
+                size += referrer.get().len();
+                if page.len() == limit || (size > MAX_MANIFEST && !page.is_empty()) {
                     return Ok((page, last));
                 }
-                page.push(serde_json::value::to_raw_value(&referrer).map_err(Error::internal)?);
+                page.push(referrer);
                 last = Some(member);
             }
             if !full {
@@ -250,7 +265,8 @@ impl Repository {
                 Ok((reserved, reads)) => {
                     let copy = if reads[0].is_some() { Copy::There } else { Copy::Ours(ours) };
                     if copy == Copy::There && is_so_already(push, &reads[1..])? {
-                        self.drop_intent(&reserved, None).await?;
+                        let dropped = async { self.drop_intent(&reserved, None).await.map(|()| true) };
+                        self.commit_or_leave(&reserved, dropped).await;
                         return Ok(Reservation::NothingToDo);
                     }
                     return Ok(Reservation::Needed(Box::new(reserved), copy));
@@ -344,7 +360,7 @@ impl Repository {
             }
             match self.commit(Batch { checks, writes, ..Batch::default() }).await? {
                 Outcome::Committed { .. } => {
-                    self.wake_waiting().await;
+                    self.wake_waiting();
                     return Ok(true);
                 }
                 Outcome::Refused { check: 0 } => return Ok(true),
@@ -465,6 +481,7 @@ impl Repository {
         let found = FoundManifest { digest: digest.clone(), media_type: fact.media_type.clone(), size: fact.size };
         let manifest = Manifest::parse(&self.manifest_bytes(&found).await?, None)?;
         let patience = self.patience();
+        self.refuse_if_fixed(digest, &named_by).await?;
         loop {
             self.untag(digest, &named_by, by, patience).await?;
             let object = self.manifest_key(digest, fact.object);
@@ -489,6 +506,25 @@ impl Repository {
         Ok(self.ask(vec![Ask::Value(self.lease.names.manifest(&self.name, digest))]).await?.pop().flatten())
     }
 
+    /// Refuses to delete a manifest that an immutable tag points at, before any other tag of it is gone.
+    async fn refuse_if_fixed(&self, digest: &Digest, named_by: &str) -> Result<()> {
+        let mut after: Option<String> = None;
+        loop {
+            let members = self.lease.scan(self.shard, named_by, after.as_deref(), 1000).await?;
+            for (member, _) in &members {
+                let Some(tag) = member.strip_prefix("t:").map(str::parse::<Tag>).transpose()? else { continue };
+                if self.registry.is_immutable(&tag) && self.resolve(&tag).await?.is_some_and(|to| to.digest == *digest)
+                {
+                    return Err(fixed(&tag));
+                }
+            }
+            match members.last() {
+                Some((last, _)) if members.len() == 1000 => after = Some(last.clone()),
+                _ => return Ok(()),
+            }
+        }
+    }
+
     /// Deletes every tag that points at a manifest, and what says that one that has moved on still does.
     async fn untag(
         &self,
@@ -499,7 +535,7 @@ impl Repository {
     ) -> Result<()> {
         let names = &self.lease.names;
         loop {
-            let members = self.lease.index.scan(self.shard, named_by, None, 100).await?;
+            let members = self.lease.scan(self.shard, named_by, None, 100).await?;
             if members.is_empty() {
                 return Ok(());
             }
@@ -520,7 +556,7 @@ impl Repository {
                     None => false,
                 };
                 if points_here && self.registry.is_immutable(&tag) {
-                    return Err(Error::new(Code::Denied, format!("tag {tag} points at the manifest and is immutable")));
+                    return Err(fixed(&tag));
                 }
                 if let (true, Some(value)) = (points_here, &answers[0]) {
                     self.delete_tag_at(&tag, value.clone(), by).await?;
@@ -595,6 +631,11 @@ fn state_of(push: &Push, reserved: &Reserved) -> TagState {
         size: push.bytes.len() as u64,
     };
     TagState { to: Some(to), at: reserved.fact.at, by: push.by.clone() }
+}
+
+fn fixed(tag: &Tag) -> Error {
+    Error::new(Code::Denied, format!("tag {tag} points at the manifest and is immutable"))
+        .with_detail(json!({ "tag": tag }))
 }
 
 fn unknown(digest: &Digest) -> Error {

@@ -51,17 +51,19 @@ pub struct Adopted {
 pub async fn walk(registry: &Arc<Registry>, mut progress: impl FnMut(&RepositoryName, Walked)) -> Result<Walked> {
     let mut walked = Walked::default();
     let mut after: Option<String> = None;
+    let mut last: Option<RepositoryName> = None;
     while let Some((name, next)) = next_repository(registry, after).await? {
         after = Some(next);
-        let Some(name) = name else { continue };
-        // The handle reconciles by itself; here it is asked for what it did.
-        let adopted = reconcile(registry, &name).await?;
+        // The folders of one repository follow each other.
+        let Some(name) = name.filter(|name| last.as_ref() != Some(name)) else { continue };
+        let adopted = registry.unreconciled(&name).await?.ensure_reconciled().await?;
         walked.repositories += 1;
         walked.adopted.links += adopted.links;
         walked.adopted.manifests += adopted.manifests;
         walked.adopted.tags += adopted.tags;
         walked.adopted.dangling += adopted.dangling;
         progress(&name, walked);
+        last = Some(name);
     }
     let lease = registry.lease().await?;
     for shard in lease.names.shards() {
@@ -92,10 +94,10 @@ async fn next_repository(
 }
 
 impl Repository {
-    /// Makes sure that what the index misses is not there.
-    pub(crate) async fn ensure_reconciled(&self) -> Result<()> {
+    /// Makes sure that what the index misses is not there, and says what that took.
+    pub(crate) async fn ensure_reconciled(&self) -> Result<Adopted> {
         if self.is_reconciled().await? {
-            return Ok(());
+            return Ok(Adopted::default());
         }
         let turn = {
             let mut reconciling = self.registry.reconciling.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -103,8 +105,8 @@ impl Repository {
         };
         let _turn = turn.lock().await;
         let result = match self.is_reconciled().await {
-            Ok(false) => self.adopt_all().await.map(drop),
-            other => other.map(drop),
+            Ok(false) => self.adopt_all().await,
+            other => other.map(|_| Adopted::default()),
         };
         self.registry.reconciling.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remove(&self.name);
         result
@@ -353,15 +355,6 @@ impl Repository {
             }
         }
     }
-}
-
-/// Reconciles one repository, if nobody has.
-async fn reconcile(registry: &Arc<Registry>, name: &RepositoryName) -> Result<Adopted> {
-    let repository = registry.unreconciled(name).await?;
-    if repository.is_reconciled().await? {
-        return Ok(Adopted::default());
-    }
-    repository.adopt_all().await
 }
 
 enum Adoption {

@@ -17,8 +17,8 @@ use crate::{
         facts::{self, IntendedManifest, IntentFact, TagFact, TagState, Target},
     },
     oci::{Digest, RepositoryName, Tag},
-    registry::Repository,
-    storage::{Key, Revision, StoreTime, key},
+    registry::{Repository, found},
+    storage::{Key, Revision, StoreTime, key, read_small},
 };
 
 /// How often who waits for an open intent to close looks again, if nothing wakes it before.
@@ -76,10 +76,13 @@ impl Repository {
     /// The newest revision of a tag that counts, from the bucket alone: right at any time, whatever the
     /// index has lost.
     pub(crate) async fn read_from_bucket(&self, tag: &Tag) -> Result<Option<(Revision, TagState)>> {
-        let Some((key, revision)) = self.newest_that_counts(tag).await? else { return Ok(None) };
-        let bytes = crate::storage::read_small(self.store(), &key, MAX_STATE).await?;
-        let state = serde_json::from_slice(&bytes).map_err(|error| Error::internal(format!("{key}: {error}")))?;
-        Ok(Some((revision, state)))
+        loop {
+            let Some((key, revision)) = self.newest_that_counts(tag).await? else { return Ok(None) };
+            // One that is gone was trimmed since it was listed, because a newer one counts: look again.
+            let Some(bytes) = found(read_small(self.store(), &key, MAX_STATE).await)? else { continue };
+            let state = serde_json::from_slice(&bytes).map_err(|error| Error::internal(format!("{key}: {error}")))?;
+            return Ok(Some((revision, state)));
+        }
     }
 
     async fn newest_that_counts(&self, tag: &Tag) -> Result<Option<(Key, Revision)>> {
@@ -108,7 +111,7 @@ impl Repository {
         let mut page = Vec::new();
         loop {
             let ask = limit + 1;
-            let found = self.lease.index.scan(self.shard, &group, after.as_deref(), ask).await?;
+            let found = self.lease.scan(self.shard, &group, after.as_deref(), ask).await?;
             let full = found.len() == ask;
             after = found.last().map(|(member, _)| member.clone());
             for (member, value) in found {
@@ -122,8 +125,6 @@ impl Repository {
                 page.push((member.parse()?, fact));
             }
             if !full {
-                // A page that ends here may be empty because the index was: only its fence says.
-                self.ask(vec![]).await?;
                 return Ok((page, false));
             }
         }
@@ -233,7 +234,7 @@ impl Repository {
         let mut writes = self.raise_tags(reserved, tags, state);
         writes.extend(self.close_intent(reserved));
         let outcome = self.commit(Batch { checks, writes, ..Batch::default() }).await?;
-        self.wake_waiting().await;
+        self.wake_waiting();
         Ok(matches!(outcome, Outcome::Committed { .. }))
     }
 
@@ -264,7 +265,7 @@ impl Repository {
         let checks = vec![Check::Present(self.lease.names.intent(reserved.intent))];
         let writes = self.close_intent(reserved).into_iter().chain(more).collect();
         self.commit(Batch { checks, writes, ..Batch::default() }).await?;
-        self.wake_waiting().await;
+        self.wake_waiting();
         Ok(())
     }
 
@@ -277,10 +278,14 @@ impl Repository {
         self.registry.work.notify_one();
     }
 
-    pub(crate) async fn wake_waiting(&self) {
-        if let Err(error) = self.lease.index.notify(self.shard, CLOSED).await {
-            tracing::debug!(%error, "nobody was woken; who waits looks again by itself");
-        }
+    /// Wakes who waits for an open intent, without making this request wait for that.
+    pub(crate) fn wake_waiting(&self) {
+        let (index, shard) = (std::sync::Arc::clone(&self.lease.index), self.shard);
+        tokio::spawn(async move {
+            if let Err(error) = index.notify(shard, CLOSED).await {
+                tracing::debug!(%error, "nobody was woken; who waits looks again by itself");
+            }
+        });
     }
 
     /// When waiting for an open intent is given up: recovery has had its time then.
@@ -293,7 +298,9 @@ impl Repository {
         if self.store().now() > patience {
             return Err(Error::unavailable("another write of the same tag is not over yet"));
         }
-        self.lease.index.wait(self.shard, CLOSED, LOOK_AGAIN).await;
+        // Its writer may be dead: whoever waits has the worker look.
+        self.registry.work.notify_one();
+        self.lease.live().await?.wait(self.shard, CLOSED, LOOK_AGAIN).await;
         Ok(())
     }
 }

@@ -24,7 +24,7 @@ use crate::{
     registry::Repository,
     storage::{Key, read_small},
 };
-use intake::{Intake, Taken};
+use intake::{Intake, Start, Taken};
 
 /// Where an upload stands after a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,7 +43,11 @@ struct Stored {
 }
 
 impl Stored {
-    fn hasher(&self) -> Result<Hasher> {
+    /// The hash of what is in; by `algorithm` where that is nothing.
+    fn hasher(&self, algorithm: Algorithm) -> Result<Hasher> {
+        if self.open.offset == 0 {
+            return Ok(Hasher::new(algorithm));
+        }
         let saved = STANDARD_NO_PAD.decode(&self.open.hash).map_err(Error::internal)?;
         Hasher::restore(&saved).ok_or_else(|| {
             Error::new(Code::BlobUploadUnknown, "this upload was begun by another release of the registry; start again")
@@ -84,11 +88,13 @@ impl Repository {
         algorithm: Algorithm,
         mut body: Incoming,
     ) -> Result<Progress> {
-        let memory = body.reserve(&self.registry, self.store().part_size()).await?;
-        let head = body.head(self.store().part_size()).await;
-        let is_first = proof.is_some_and(|proof| *proof == id.proof(&self.registry.upload_key, 0, None));
+        let part_size = self.store().part_size();
+        let is_first = self.is_first(id, proof);
+        let memory = body.reserve(&self.registry, part_size, Start::of(is_first)).await?;
+        let head = body.head(part_size).await;
         if is_first && at.unwrap_or(0) == 0 && head.is_all && head.error.is_none() {
             self.refuse_expired(id)?;
+            intake::refuse_larger(head.size as u64, self.registry.options.blob_size)?;
             let whole = Taken::whole(Hasher::new(algorithm), 0, head.chunks.clone()).await?;
             if let Some(progress) = self.put_aside_first(id, whole).await? {
                 return Ok(progress);
@@ -100,7 +106,7 @@ impl Repository {
             return Err(out_of_order(offset));
         }
         let intake = match &stored {
-            Some(stored) => self.resume(id, proof, stored, !head.is_empty(), memory).await?,
+            Some(stored) => self.resume(id, proof, stored, algorithm, !head.is_empty(), memory).await?,
             None => Intake::new(self, id, Hasher::new(algorithm), memory),
         };
         let taken = intake.take_all(head, body).await?;
@@ -110,6 +116,11 @@ impl Repository {
             Some(error) => Err(error),
             None => Ok(self.progress(id, &open)),
         }
+    }
+
+    /// Whether the URL says that nothing has come in yet. It may be an old one.
+    fn is_first(&self, id: &UploadId, proof: Option<&Proof>) -> bool {
+        proof.is_some_and(|proof| *proof == id.proof(&self.registry.upload_key, 0, None))
     }
 
     /// The usual first chunk: all of it is one object, and the upload's record enters the index beside it.
@@ -154,6 +165,7 @@ impl Repository {
         id: &'a UploadId,
         proof: Option<&Proof>,
         stored: &Stored,
+        algorithm: Algorithm,
         more: bool,
         memory: intake::Memory,
     ) -> Result<Intake<'a>> {
@@ -162,7 +174,7 @@ impl Repository {
             Some(aside) if more => Some(read_small(self.store(), &Key::Data(aside.data), aside.size as usize).await?),
             _ => None,
         };
-        Ok(Intake::resumed(self, id, stored.hasher()?, &stored.open, stored.value.clone(), aside, memory))
+        Ok(Intake::resumed(self, id, stored.hasher(algorithm)?, &stored.open, stored.value.clone(), aside, memory))
     }
 
     /// Puts what is behind the last whole part where another request can take it up, and notes it.
@@ -293,10 +305,13 @@ impl Repository {
     }
 }
 
-/// Everything that an open upload holds in the bucket.
+/// Everything that an open upload holds in the bucket. Its parts may have been completed by a request that
+/// came no further.
 pub(crate) fn trash_of(open: &OpenUpload) -> TrashFact {
+    let aside = open.aside.iter().map(|aside| aside.data);
+    let completed = open.parts.iter().map(|parts| parts.data);
     TrashFact {
-        keys: open.aside.iter().map(|aside| Key::Data(aside.data).to_string()).collect(),
+        keys: aside.chain(completed).map(|data| Key::Data(data).to_string()).collect(),
         multipart: open.parts.as_ref().map(|parts| (parts.data, parts.id.clone())),
         user: None,
     }

@@ -161,7 +161,7 @@ async fn recover(registry: &Arc<Registry>, lease: &Lease, shard: Shard) -> Resul
     let group = lease.names.intents();
     let margin = registry.options.timing.margin;
     let mut recovered = 0;
-    for (member, value) in lease.index.scan(shard, &group, None, 200).await? {
+    for (member, value) in lease.scan(shard, &group, None, 200).await? {
         let (counter, fact) = IntentFact::decode(&value)?;
         if fact.deadline.plus(margin) >= registry.store.now() {
             continue;

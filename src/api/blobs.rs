@@ -49,10 +49,13 @@ pub(super) async fn read(call: &Call, name: &RepositoryName, digest: &Digest, re
             Wanted::Nothing => nothing(&blob),
         },
     };
+    let is_error = response.status().is_client_error();
     let headers = response.headers_mut();
     respond::name_content(headers, digest)?;
     headers.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
-    headers.insert(CACHE_CONTROL, FOREVER);
+    if !is_error {
+        headers.insert(CACHE_CONTROL, FOREVER);
+    }
     headers.insert(X_CONTENT_TYPE_OPTIONS, NO_SNIFF);
     headers.insert(CONTENT_SECURITY_POLICY, SANDBOX);
     Ok(response)

@@ -101,6 +101,7 @@ impl HttpBody for Exact {
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use http_body_util::BodyExt;
 

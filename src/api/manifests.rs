@@ -71,6 +71,8 @@ pub(super) async fn push(
     let by = call.by();
     let repository = call.repository(name).await?;
     let content_type = content_type(&call.headers)?;
+    let length = axum::body::HttpBody::size_hint(&body).upper().unwrap_or(u64::MAX);
+    let _memory = call.api.registry.reserve_memory(length.min(MAX_MANIFEST as u64) as usize).await?;
     let bytes = body::read_whole(body, MAX_MANIFEST).await?;
     let (digest, manifest) = check(bytes.clone(), &reference, content_type).await?;
     let mut response = respond::created(format!("/v2/{name}/manifests/{digest}"), &digest)?;

@@ -124,6 +124,7 @@ pub(super) fn has_already(headers: &HeaderMap, digest: &Digest) -> bool {
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use http::{HeaderName, HeaderValue};
 

@@ -4,7 +4,7 @@ use axum::{body::Body, response::Response};
 use bytes::Bytes;
 use http::{
     HeaderMap, HeaderName, HeaderValue, StatusCode,
-    header::{CONTENT_LENGTH, CONTENT_TYPE, ETAG, LINK, LOCATION, RETRY_AFTER, WWW_AUTHENTICATE},
+    header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, ETAG, LINK, LOCATION, RETRY_AFTER, WWW_AUTHENTICATE},
 };
 use serde::Serialize;
 
@@ -25,6 +25,9 @@ pub(super) const FOREVER: HeaderValue = HeaderValue::from_static("max-age=315360
 
 /// For what may change at any time: keep it, but ask each time.
 pub(super) const ASK_EACH_TIME: HeaderValue = HeaderValue::from_static("no-cache");
+
+/// For what is only so now.
+const NEVER: HeaderValue = HeaderValue::from_static("no-store");
 
 /// `nosniff`, for `X-Content-Type-Options`: what was pushed is never what a browser guesses it to be.
 pub(super) const NO_SNIFF: HeaderValue = HeaderValue::from_static("nosniff");
@@ -95,6 +98,8 @@ pub(super) fn error(error: Error, id: Option<&RequestId>) -> Response {
     // The one thing in it that could fail is a map with keys that aren't text, and JSON values have none.
     let mut response = whole(JSON, serde_json::to_vec(&body).unwrap_or_default());
     *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    // A cache in front would else go on saying 404 after the push.
+    response.headers_mut().insert(CACHE_CONTROL, NEVER);
     match error.code {
         Code::Unauthorized => response.headers_mut().insert(WWW_AUTHENTICATE, CHALLENGE),
         Code::Unavailable => response.headers_mut().insert(RETRY_AFTER, TRY_AGAIN),

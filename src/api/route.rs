@@ -427,4 +427,5 @@ fn no_such_page() -> Unroutable {
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests;

@@ -212,12 +212,12 @@ mod tests {
         let a = digest('a');
         let config = format!(r#""config":{{"digest":"{a}"}}"#);
         for bad in [
-            format!(r#"{{"schemaVersion":2,"layers":[],"manifests":[]}}"#),
+            r#"{"schemaVersion":2,"layers":[],"manifests":[]}"#.to_owned(),
             format!(r#"{{"schemaVersion":2,{config},"manifests":[]}}"#),
             format!(r#"{{"schemaVersion":2,"mediaType":"{OCI_INDEX}",{config}}}"#),
             format!(r#"{{"schemaVersion":2,"mediaType":"{OCI_MANIFEST}","manifests":[]}}"#),
             format!(r#"{{"schemaVersion":2,"mediaType":"{OCI_MANIFEST}","mediaType":"{OCI_INDEX}",{config}}}"#),
-            format!(r#"{{"schemaVersion":1,"fsLayers":[]}}"#),
+            r#"{"schemaVersion":1,"fsLayers":[]}"#.to_owned(),
             format!(r#"{{{config}}}"#),
             r#"{"schemaVersion":2}"#.to_owned(),
             "[]".to_owned(),

@@ -16,7 +16,7 @@ use crate::{
     registry::Repository,
     storage::{DataKey, Key},
 };
-use intake::{Head, Intake, Taken};
+use intake::{Head, Intake, Start, Taken};
 
 /// What an attempt to close an upload found.
 enum Opened {
@@ -37,6 +37,8 @@ struct Closing<'a> {
     hint: Option<Hint>,
     /// The object that this attempt has become a user of, if any.
     joined: OnceLock<DataKey>,
+    /// The link's object, once it may have been written.
+    linked: OnceLock<Key>,
 }
 
 /// What the bytes turned out to be, once all are in.
@@ -61,11 +63,22 @@ impl Repository {
     ) -> Result<Blob> {
         let part_size = self.store().part_size();
         let attempt = self.attempt();
-        let memory = body.reserve(&self.registry, part_size).await?;
-        let is_first = proof.is_some_and(|proof| *proof == id.proof(&self.registry.upload_key, 0, None));
+        let is_first = self.is_first(id, proof);
+        let memory = body.reserve(&self.registry, part_size, Start::of(is_first)).await?;
         let opening = self.open_attempt(id, attempt, digest, is_first && at.unwrap_or(0) == 0);
         let (opened, hint, head) = futures_util::join!(opening, self.hint(digest), body.head(part_size));
-        let closing = Closing { repository: self, id, proof, attempt, digest, hint: hint?, joined: OnceLock::new() };
+        // Without a hint the bytes are stored once more, no worse.
+        let hint = hint.ok().flatten();
+        let closing = Closing {
+            repository: self,
+            id,
+            proof,
+            attempt,
+            digest,
+            hint,
+            joined: OnceLock::new(),
+            linked: OnceLock::new(),
+        };
         let closed = match opened? {
             Opened::Finished => self.blob(digest).await.map_err(|_| upload_unknown()),
             Opened::At { stored, has_link } => {
@@ -135,7 +148,10 @@ impl Closing<'_> {
             && !has_link
             && self.hint.as_ref().is_some_and(|hint| body.length.is_none_or(|length| length == hint.size));
         let is_there = (is_large && has_link) || (early && self.join().await?);
-        let mut intake = self.repository.resume(self.id, self.proof, &stored, !head.is_empty(), memory).await?;
+        let mut intake = self
+            .repository
+            .resume(self.id, self.proof, &stored, self.digest.algorithm(), !head.is_empty(), memory)
+            .await?;
         if is_there {
             intake = intake.discarding();
         }
@@ -209,7 +225,7 @@ impl Closing<'_> {
     async fn link_joined(&self, all: Verified) -> Result<Blob> {
         let data = *self.joined.get().ok_or_else(|| Error::internal("nothing was joined"))?;
         let (bytes, size) = (Bytes::Joined(data), all.taken.offset);
-        self.repository.put_link(self.attempt, self.digest, bytes, size).await?;
+        self.put_link(bytes, size).await?;
         let (guard, closing) = (Some(self.unmoved(&all)), self.closing(trash_of(&all.leftover())));
         self.repository
             .commit_link(LinkCommit { attempt: self.attempt, digest: self.digest, bytes, size, guard, closing })
@@ -219,8 +235,10 @@ impl Closing<'_> {
     /// Puts what isn't stored yet, then the link (beside it, where the digest was compared), and commits.
     async fn store_and_link(&self, all: Verified) -> Result<Blob> {
         let (guard, size, recorded) = (Some(self.unmoved(&all)), all.taken.offset, all.recorded());
-        let Verified { taken, before, compared } = all;
-        let mut leftover = OpenUpload { parts: None, ..before.open };
+        let Verified { mut taken, before, compared } = all;
+        // Parts that were begun by a request that died before it put one are not where the bytes are.
+        let unused = taken.parts.take_if(|parts| parts.parts.is_empty());
+        let mut leftover = OpenUpload { parts: unused, ..before.open };
         let data = match &taken.parts {
             Some(parts) => parts.data,
             None if taken.rest_size == 0 && size > 0 => match leftover.aside.take() {
@@ -229,7 +247,7 @@ impl Closing<'_> {
             },
             None => self.attempt.data,
         };
-        let link = self.repository.put_link(self.attempt, self.digest, Bytes::Own(data), size);
+        let link = self.put_link(Bytes::Own(data), size);
         let store = self.assemble(data, taken.parts, taken.rest, taken.rest_size, size);
         if compared {
             futures_util::try_join!(store, link)?;
@@ -242,6 +260,11 @@ impl Closing<'_> {
         self.repository
             .commit_link(LinkCommit { attempt: self.attempt, digest: self.digest, bytes, size, guard, closing })
             .await
+    }
+
+    async fn put_link(&self, bytes: Bytes, size: u64) -> Result<()> {
+        self.linked.get_or_init(|| self.repository.attempted_link(self.attempt, self.digest, bytes, size));
+        self.repository.put_link(self.attempt, self.digest, bytes, size).await
     }
 
     /// Makes the bytes one readable object at `data`.
@@ -328,22 +351,11 @@ impl Closing<'_> {
         }
     }
 
-    /// Forgets the attempt after a failure, and throws away what was written under its name. Where its
-    /// commit got through after all, or still does, one of the two finds that the other was first.
+    /// Forgets the attempt after a failure.
     async fn forget(&self) {
-        let repository = self.repository;
-        let noted = repository.lease.names.attempt(self.attempt.link);
-        let user = self.joined.get().map(|&data| (data, repository.name.clone(), self.attempt.link));
-        let trash = TrashFact { keys: vec![Key::Data(self.attempt.data).to_string()], user, ..TrashFact::default() };
-        let batch = Batch {
-            checks: vec![Check::Present(noted.clone())],
-            writes: vec![Write::Delete(noted), repository.trash(&trash)],
-            ..Batch::default()
-        };
-        match repository.commit(batch).await {
-            Ok(_) => repository.registry.work.notify_one(),
-            Err(error) => tracing::debug!(%error, "the note of a failed upload stays until it expires"),
-        }
+        // Also where the answer to a join was lost.
+        let joined = self.hint.as_ref().map(|hint| hint.data);
+        self.repository.forget(self.attempt, joined, self.linked.get()).await;
     }
 }
 

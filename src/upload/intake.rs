@@ -35,9 +35,27 @@ pub struct Incoming {
 
 /// The memory that an upload may use, given back when dropped.
 pub(crate) struct Memory {
-    _first: OwnedSemaphorePermit,
+    /// Shared with a part on its way, which outlives a request that is given up.
+    held: Arc<OwnedSemaphorePermit>,
+    /// Whether that is enough for two parts.
+    for_two: bool,
     part_size: usize,
     registry: Arc<Registry>,
+}
+
+/// Whether the bytes that an upload has put aside may have to be read back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Start {
+    /// The upload is new.
+    First,
+    /// It may have up to a part aside.
+    Resumed,
+}
+
+impl Start {
+    pub(super) fn of(is_first: bool) -> Self {
+        if is_first { Self::First } else { Self::Resumed }
+    }
 }
 
 /// The first of a body: all of it, where it is no more than a part.
@@ -67,12 +85,23 @@ impl Incoming {
         Self { stream: Box::pin(futures_util::stream::iter([Ok(bytes)])), length }
     }
 
-    /// Waits for the memory that the body needs: itself, or one part where it is longer or doesn't say.
-    pub(super) async fn reserve(&mut self, registry: &Arc<Registry>, part_size: usize) -> Result<Memory> {
-        let need = self.length.map_or(part_size, |length| length.min(part_size as u64) as usize);
-        let permits = need.div_ceil(1024) as u32;
-        let first = Arc::clone(&registry.memory).acquire_many_owned(permits).await.map_err(Error::internal)?;
-        Ok(Memory { _first: first, part_size, registry: Arc::clone(registry) })
+    /// Waits for the memory that the body needs: itself, or one part where it is longer or doesn't say;
+    /// and room for what was put aside. All at once, so that no two requests ever wait for each other.
+    pub(super) fn reserve(
+        &self,
+        registry: &Arc<Registry>,
+        part_size: usize,
+        start: Start,
+    ) -> impl Future<Output = Result<Memory>> + Send + use<> {
+        let body = self.length.map_or(part_size, |length| length.min(part_size as u64) as usize);
+        let aside = if start == Start::Resumed && body > 0 { part_size } else { 0 };
+        let permits = (body + aside).div_ceil(1024) as u32;
+        let for_two = body + aside >= 2 * part_size;
+        let registry = Arc::clone(registry);
+        async move {
+            let held = Arc::clone(&registry.memory).acquire_many_owned(permits).await.map_err(Error::internal)?;
+            Ok(Memory { held: Arc::new(held), for_two, part_size, registry })
+        }
     }
 
     /// Reads up to one part.
@@ -301,13 +330,8 @@ impl<'a> Intake<'a> {
     }
 
     fn check_size(&self) -> Result<()> {
-        let store = self.repository.store();
-        let by_store = self.part_size() as u64 * store.max_parts() as u64;
-        let most = self.repository.registry.options.blob_size.min(by_store);
-        if self.offset > most {
-            return Err(Error::new(Code::TooLarge, format!("a blob may have {most} bytes at most")));
-        }
-        Ok(())
+        let by_store = self.part_size() as u64 * self.repository.store().max_parts() as u64;
+        refuse_larger(self.offset, self.repository.registry.options.blob_size.min(by_store))
     }
 
     /// Hashes and puts the pending bytes, a whole part, beside what comes next.
@@ -320,13 +344,18 @@ impl<'a> Intake<'a> {
         self.pending_size = 0;
         let target = self.parts.clone().filter(|_| self.keep == Keep::All);
         let store = Arc::clone(self.repository.store());
+        let held = Arc::clone(&self.memory.held);
         self.putting = Some(tokio::spawn(async move {
+            let _held = held;
             let hasher = hash(hasher, behind(&chunks, hashed)).await?;
             let Some(parts) = target else { return Ok((hasher, None)) };
             let key = Key::Data(parts.data);
             let part = store.put_part(&key, &parts.id, parts.parts.len(), parts.part_size, chunks).await?;
             Ok((hasher, Some(part)))
         }));
+        if self.memory.for_two {
+            return Ok(());
+        }
         if self.second.is_none() {
             self.second = self.memory.another();
         }
@@ -336,11 +365,12 @@ impl<'a> Intake<'a> {
         Ok(())
     }
 
-    /// Waits for the part that is being put.
+    /// Whether the bytes are only hashed.
     pub(super) fn discards(&self) -> bool {
         self.keep == Keep::Nothing
     }
 
+    /// Waits for the part that is being put.
     async fn wait(&mut self) -> Result<()> {
         let Some(putting) = self.putting.take() else { return Ok(()) };
         let (hasher, part) = putting.await.map_err(Error::internal)??;
@@ -439,6 +469,14 @@ impl<'a> Intake<'a> {
             Err(error) => tracing::debug!(%error, "the parts of a failed upload stay until it expires"),
         }
     }
+}
+
+/// Refuses a blob of more than `most` bytes.
+pub(super) fn refuse_larger(size: u64, most: u64) -> Result<()> {
+    if size <= most {
+        return Ok(());
+    }
+    Err(Error::new(Code::TooLarge, format!("a blob may have {most} bytes at most")))
 }
 
 /// What is behind the first `skip` bytes.

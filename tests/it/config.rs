@@ -214,11 +214,6 @@ fn each_mistake_is_one_line() {
         ),
         (
             "",
-            &[("BERTH_SERVER__PUBLIC_URL", "https://x/y")],
-            "server.public_url (BERTH_SERVER__PUBLIC_URL): found \"https://x/y\"; want an absolute http or https URL without a path, such as \"https://r.example.com\"",
-        ),
-        (
-            "",
             &[("BERTH_TAGS__IMMUTABLE", "v*,a/b")],
             "tags.immutable (BERTH_TAGS__IMMUTABLE): found \"a/b\"; want a list, and in it letters, digits, '_', '.' and '-', where * is any characters, such as \"v*\"",
         ),
@@ -388,7 +383,7 @@ fn secrets_are_shown_nowhere() {
 #[test]
 fn what_check_prints_is_the_same_configuration() {
     let rule = "[auth.rules.\"a.b\"]\nwho = [\"everyone\"]\nrole = \"reader\"\nrepositories = [\"a/*\", \"**\"]\n";
-    let several = "[server]\nlisten = [\"127.0.0.1:1\", \"[::1]:2\"]\npublic_url = \"https://r.example.com\"\n";
+    let several = "[server]\nlisten = [\"127.0.0.1:1\", \"[::1]:2\"]\n";
     for text in ["", rule, several, "[tags]\nimmutable = [\"v*\"]\n[limits]\nblob_size = \"3GiB\"\n"] {
         let loaded = load(text, &[("BERTH_LIMITS__GRACE", "90m")]).unwrap();
         let shown = loaded.render();

@@ -1,6 +1,9 @@
 //! The one integration binary: Berth in process and as a real binary, against real stores and indexes.
 
+mod api;
+mod architecture;
 mod berth;
+mod cli;
 mod config;
 mod conformance;
 mod e2e_attacks;
@@ -13,10 +16,18 @@ mod e2e_sync;
 mod e2e_tools;
 mod e2e_uploads;
 mod history;
+mod imports;
 mod index;
 mod redis_server;
+mod rules_bench;
+mod rules_cost;
+mod rules_faults;
+mod rules_rebuild;
+mod rules_tag;
+mod rules_upload;
 mod s3_server;
 mod server;
 mod storage;
 mod storage_local;
 mod strace;
+mod wrappers;

@@ -1,0 +1,219 @@
+//! What each operation costs in round trips to the index and requests to the store, and what uploads may
+//! hold of the memory.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::{sync::Arc, time::Duration};
+
+use berth::{
+    epoch::Timing,
+    oci::{Algorithm, Reference},
+    registry::{Options, Repository},
+    upload::Incoming,
+};
+use bytes::Bytes;
+use futures_util::{StreamExt, stream};
+
+use crate::rules_bench::{self as bench, Bench, PART, bytes_of, on, pushed, sha256};
+
+/// A lease that needs no renewal while a test runs, so that no request is not the operation's own.
+async fn warm() -> Bench {
+    let timing = Timing { lease: Duration::from_secs(3600), ..Timing::default() };
+    bench::local(Options { timing, ..bench::options() }).await
+}
+
+/// Lets what went on in the background end, and counts anew.
+async fn quiet(bench: &Bench) {
+    tokio::time::sleep(Duration::from_millis(30)).await;
+    bench.probe.reset();
+}
+
+fn assert_cost(bench: &Bench, what: &str, round_trips: usize, requests: usize) {
+    let cost = bench.probe.cost();
+    println!("{what}: {} round trips, {} requests", cost.round_trips, cost.requests);
+    assert_eq!((cost.round_trips, cost.requests), (round_trips, requests), "{what}: {cost:?}");
+}
+
+#[tokio::test]
+async fn reading_costs_one_round_trip() {
+    let bench = warm().await;
+    let manifest = bench.image("app", "one").await;
+    bench.push("app", &manifest, &["v1"]).await.unwrap();
+    let layer = sha256(b"layer of one");
+    let reference = Reference::Tag("v1".parse().unwrap());
+    on(&bench.a, "app")
+        .await
+        .manifest_bytes(&on(&bench.a, "app").await.find_manifest(&reference).await.unwrap())
+        .await
+        .unwrap();
+    quiet(&bench).await;
+    let repository = on(&bench.a, "app").await;
+    let found = repository.find_manifest(&reference).await.unwrap();
+    repository.manifest_bytes(&found).await.unwrap();
+    assert_cost(&bench, "manifest by tag, warm", 1, 0);
+    quiet(&bench).await;
+    let blob = on(&bench.a, "app").await.blob(&layer).await.unwrap();
+    assert_cost(&bench, "blob GET", 1, 0);
+    bytes_of(&blob).await.unwrap();
+    assert_cost(&bench, "blob GET, streamed", 1, 1);
+    quiet(&bench).await;
+    on(&bench.a, "app").await.blob_to_keep(&layer).await.unwrap();
+    assert_cost(&bench, "HEAD of a blob", 1, 0);
+}
+
+#[tokio::test]
+async fn uploads_cost_what_is_promised() {
+    let bench = warm().await;
+    let digest = sha256(b"in two requests");
+    quiet(&bench).await;
+    let repository = on(&bench.a, "app").await;
+    let (id, progress) = repository.start_upload("me");
+    assert_cost(&bench, "POST", 0, 0);
+    let body = Incoming::of("in two requests");
+    let progress = repository.append(&id, Some(&progress.proof), None, Algorithm::Sha256, body).await.unwrap();
+    assert_cost(&bench, "first PATCH of a small blob", 1, 1);
+    quiet(&bench).await;
+    let repository = on(&bench.a, "app").await;
+    repository.finish(&id, Some(&progress.proof), None, &digest, Incoming::empty()).await.unwrap();
+    assert_cost(&bench, "empty closing PUT", 2, 1);
+    quiet(&bench).await;
+    let repository = on(&bench.a, "app").await;
+    let (id, progress) = repository.start_upload("me");
+    let digest = sha256(b"in one request");
+    let body = Incoming::of("in one request");
+    repository.finish(&id, Some(&progress.proof), None, &digest, body).await.unwrap();
+    assert_cost(&bench, "PUT of a small blob", 2, 2);
+    quiet(&bench).await;
+    let mounted = on(&bench.a, "other").await.mount(&repository, &digest).await.unwrap();
+    assert!(mounted.is_some());
+    assert_cost(&bench, "mount", 3, 1);
+}
+
+#[tokio::test]
+async fn pushes_cost_what_is_promised() {
+    let bench = warm().await;
+    let first = bench.image("app", "one").await;
+    let second = bench.image("app", "two").await;
+    for (what, manifest, tag, round_trips, requests) in [
+        ("manifest push with a tag", &first, "v1", 2, 2),
+        ("another", &second, "v2", 2, 2),
+        ("retag", &first, "v2", 2, 1),
+        ("repush", &first, "v2", 2, 0),
+    ] {
+        quiet(&bench).await;
+        bench::push(&on(&bench.a, "app").await, manifest, &[tag]).await.unwrap();
+        assert_cost(&bench, what, round_trips, requests);
+    }
+}
+
+async fn put(repository: &Repository, bytes: &'static [u8]) {
+    let (id, progress) = repository.start_upload("me");
+    repository.finish(&id, Some(&progress.proof), None, &sha256(bytes), Incoming::of(bytes)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_new_small_image_costs_six_requests() {
+    let bench = warm().await;
+    quiet(&bench).await;
+    let repository = on(&bench.a, "app").await;
+    put(&repository, b"config").await;
+    put(&repository, b"layer").await;
+    let manifest = bench::image(b"config", &[b"layer"]);
+    repository.push_manifest(pushed(&manifest, &["latest"])).await.unwrap();
+    assert_cost(&bench, "a new small image, POST+PUT", 6, 6);
+    quiet(&bench).await;
+    let repository = on(&bench.a, "docker").await;
+    for bytes in [&b"docker's config"[..], b"docker's layer"] {
+        let digest = sha256(bytes);
+        repository.blob_to_keep(&digest).await.unwrap_err();
+        let (id, progress) = repository.start_upload("me");
+        let progress =
+            repository.append(&id, Some(&progress.proof), None, Algorithm::Sha256, Incoming::of(bytes)).await.unwrap();
+        repository.finish(&id, Some(&progress.proof), None, &digest, Incoming::empty()).await.unwrap();
+        repository.blob_to_keep(&digest).await.unwrap();
+    }
+    let manifest = bench::image(b"docker's config", &[b"docker's layer"]);
+    repository.push_manifest(pushed(&manifest, &["latest"])).await.unwrap();
+    assert_cost(&bench, "a new small image, docker's way", 12, 6);
+}
+
+/// A body of `chunks` chunks that never says how long it is, and counts what was taken of it.
+fn slow_body(chunks: usize, taken: Arc<std::sync::atomic::AtomicUsize>) -> Incoming {
+    let stream = stream::iter(0..chunks).then(move |at| {
+        let taken = Arc::clone(&taken);
+        async move {
+            tokio::task::yield_now().await;
+            taken.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+            Ok(Bytes::from(vec![at as u8; 10_000]))
+        }
+    });
+    Incoming { stream: Box::pin(stream), length: None }
+}
+
+/// I8. The budget has room for four parts; two hundred uploads of many parts each all get through, first
+/// from nothing, then from what they had put aside.
+#[tokio::test]
+async fn many_slow_uploads_share_a_small_budget() {
+    let bench = bench::local(Options { upload_memory: 4 * PART, ..bench::options() }).await;
+    let uploads = (0..200).map(|number| {
+        let bench = &bench;
+        async move {
+            let taken = Arc::default();
+            let repository = on(&bench.a, "app").await;
+            let (id, progress) = repository.start_upload("me");
+            let mut proof = progress.proof;
+            let chunks = number % 20;
+            for _ in 0..2 {
+                let body = slow_body(chunks, Arc::clone(&taken));
+                proof = repository.append(&id, Some(&proof), None, Algorithm::Sha256, body).await.unwrap().proof;
+            }
+            let half: Vec<u8> = (0..chunks).flat_map(|at| vec![at as u8; 10_000]).collect();
+            let whole = [half.clone(), half.clone(), half].concat();
+            let body = slow_body(chunks, taken);
+            let blob = repository.finish(&id, Some(&proof), None, &sha256(&whole), body).await.unwrap();
+            bytes_of(&blob).await.unwrap();
+        }
+    });
+    futures_util::future::join_all(uploads).await;
+}
+
+/// A body that never moves keeps what it holds, and others go on beside it as long as there is room for one.
+#[tokio::test]
+async fn a_body_that_never_moves_stops_nobody() {
+    let bench = bench::local(Options { upload_memory: 4 * PART, ..bench::options() }).await;
+    let repository = on(&bench.a, "app").await;
+    let (id, progress) = repository.start_upload("me");
+    let stalled = tokio::spawn(async move {
+        let body = Incoming { stream: Box::pin(stream::pending()), length: None };
+        repository.append(&id, Some(&progress.proof), None, Algorithm::Sha256, body).await
+    });
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    let bytes = crate::storage::pattern(5 * PART);
+    bench.blob("app", &bytes).await;
+    assert!(!stalled.is_finished());
+    stalled.abort();
+}
+
+/// No request holds more than its permits: the index of what is free is back at its beginning afterwards, and
+/// a body is not begun to be read before there is room for it.
+#[tokio::test]
+async fn a_body_is_not_read_before_there_is_room() {
+    let bench = bench::local(Options { upload_memory: 2 * PART, ..bench::options() }).await;
+    let mut stalled = Vec::new();
+    let taken: Arc<std::sync::atomic::AtomicUsize> = Arc::default();
+    for _ in 0..10 {
+        let repository = on(&bench.a, "app").await;
+        let taken = Arc::clone(&taken);
+        stalled.push(tokio::spawn(async move {
+            let (id, progress) = repository.start_upload("me");
+            let one = stream::iter([Ok(Bytes::from_static(b"x"))]).inspect(move |_| {
+                taken.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+            });
+            let body = Incoming { stream: Box::pin(one.chain(stream::pending())), length: None };
+            repository.append(&id, Some(&progress.proof), None, Algorithm::Sha256, body).await
+        }));
+    }
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(taken.load(std::sync::atomic::Ordering::SeqCst), 2, "a part's worth each, and room for two");
+    stalled.iter().for_each(tokio::task::JoinHandle::abort);
+    bench.blob("app", &crate::storage::pattern(3 * PART)).await;
+}
