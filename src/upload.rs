@@ -36,6 +36,7 @@ pub struct Progress {
 }
 
 /// An open upload as the index has it.
+#[derive(Clone)]
 struct Stored {
     open: OpenUpload,
     /// The exact value, for the check that nobody else has moved it.
