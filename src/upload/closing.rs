@@ -179,7 +179,7 @@ impl Closing<'_> {
         let discards = intake.discards();
         let taken = intake.take_all(head, body).await?;
         if let Some(error) = taken.error.clone() {
-            self.give_back(&before, taken.recorded.as_ref(), taken.parts.as_ref()).await;
+            self.repository.give_back(self.id, before.open, taken.recorded, taken.parts).await;
             return Err(error);
         }
         let compared = taken.hasher.algorithm() == self.digest.algorithm();
@@ -201,10 +201,10 @@ impl Closing<'_> {
         if discards {
             return Err(Error::unavailable("the bytes that were there went away while they were sent again"));
         }
-        let (before, recorded, parts) = (all.before.clone(), all.taken.recorded.clone(), all.taken.parts.clone());
+        let (before, recorded, parts) = (all.before.open.clone(), all.taken.recorded.clone(), all.taken.parts.clone());
         let stored = self.store_and_link(all).await;
         if stored.is_err() {
-            self.give_back(&before, recorded.as_ref(), parts.as_ref()).await;
+            self.repository.give_back(self.id, before, recorded, parts).await;
         }
         stored
     }
@@ -334,26 +334,6 @@ impl Closing<'_> {
             self.repository.registry.work.notify_one();
         }
         writes
-    }
-
-    /// After a body that broke off, or a store that failed: the upload stands where it stood before, for the
-    /// client to try again, and the parts that this body began are freed.
-    async fn give_back(&self, before: &Stored, recorded: Option<&bytes::Bytes>, parts: Option<&PartsUpload>) {
-        let (Some(value), Some(parts), None) = (recorded, parts, &before.open.parts) else { return };
-        let upload = self.repository.lease.names.upload(self.id.ulid);
-        let trash = TrashFact { multipart: Some((parts.data, parts.id.clone())), ..TrashFact::default() };
-        let batch = Batch {
-            checks: vec![Check::Equals(upload.clone(), value.clone())],
-            writes: vec![
-                Write::Put(upload, self.repository.record(UploadState::Open(before.open.clone()))),
-                self.repository.trash(&trash),
-            ],
-            ..Batch::default()
-        };
-        match self.repository.commit(batch).await {
-            Ok(_) => self.repository.registry.work.notify_one(),
-            Err(error) => tracing::debug!(%error, "the parts of a broken upload stay until it expires"),
-        }
     }
 
     /// Forgets the attempt after a failure.

@@ -15,7 +15,7 @@ use crate::{
     error::{Code, Error, Result},
     index::{
         Batch, Check, Outcome, Write,
-        facts::{OpenUpload, PartsUpload, TrashFact, UploadState},
+        facts::{OpenUpload, PartsUpload, UploadState},
     },
     oci::Hasher,
     registry::{Registry, Repository},
@@ -445,29 +445,9 @@ impl<'a> Intake<'a> {
         if self.wait().await.is_err() {
             tracing::debug!("a part of a failed upload was not put either");
         }
-        let (true, Some(parts), Some((open, value))) = (self.began_parts, self.parts, self.recorded) else { return };
-        let repository = self.repository;
-        let upload = repository.lease.names.upload(self.id.ulid);
-        let trash = TrashFact { multipart: Some((parts.data, parts.id.clone())), ..TrashFact::default() };
+        let (true, Some((open, value))) = (self.began_parts, self.recorded) else { return };
         let before = OpenUpload { parts: None, ..open };
-        let batch = Batch {
-            checks: vec![Check::Equals(upload.clone(), value)],
-            writes: vec![Write::Put(upload, repository.record(UploadState::Open(before))), repository.trash(&trash)],
-            ..Batch::default()
-        };
-        let mut noted = repository.commit(batch.clone()).await;
-        if noted.is_err() {
-            // The index may be on the disk that these parts have filled: it has room once they are gone. They
-            // may go without a note, as no other request needs what this one began.
-            if let Err(error) = repository.store().abort(&Key::Data(parts.data), &parts.id).await {
-                tracing::debug!(%error, "the parts of a failed upload were not freed at once");
-            }
-            noted = repository.commit(batch).await;
-        }
-        match noted {
-            Ok(_) => repository.registry.work.notify_one(),
-            Err(error) => tracing::debug!(%error, "the parts of a failed upload stay until it expires"),
-        }
+        self.repository.give_back(self.id, before, Some(value), self.parts).await;
     }
 }
 
