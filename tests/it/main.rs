@@ -3,6 +3,7 @@
 mod api;
 mod config;
 mod index;
+mod model;
 mod redis_server;
 mod rules_bench;
 mod rules_cost;
