@@ -2,6 +2,7 @@
 
 mod api;
 mod config;
+mod fuzz_parsers;
 mod index;
 mod model;
 mod redis_server;

@@ -152,15 +152,15 @@ fn options() -> Options {
 
 #[test]
 fn two_servers_over_a_directory_answer_as_one_registry() {
-    compare(cases(120), || bench::local(options()), false);
+    compare(cases(100), || bench::local(options()), false);
 }
 
 #[test]
 fn two_servers_over_redis_and_s3_answer_as_one_registry() {
-    compare(cases(30), || bench::remote(options()), false);
+    compare(cases(16), || bench::remote(options()), false);
 }
 
 #[test]
 fn a_registry_that_lost_its_index_answers_as_before() {
-    compare(cases(60), || bench::local(options()), true);
+    compare(cases(40), || bench::local(options()), true);
 }

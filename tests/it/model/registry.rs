@@ -76,7 +76,11 @@ impl Model {
             What::DeleteBlob { repository, blob: (place, algorithm) } => {
                 self.delete_blob(*repository, contents::blob(*place, *algorithm))
             }
-            What::Prepare { repository, manifest } => return self.prepare(*repository, *manifest),
+            What::PushImage { repository, manifest, under } => {
+                let mut exchanges = self.push_needed(*repository, *manifest);
+                exchanges.push(self.push_manifest(*repository, *manifest, *under, &[], Said::Right));
+                return exchanges;
+            }
             What::PushManifest { repository, manifest, under, tags, said } => {
                 self.push_manifest(*repository, *manifest, *under, tags, *said)
             }

@@ -219,7 +219,7 @@ impl Model {
         request.answered(Expected::created(format!("/v2/{}/blobs/{digest}", REPOSITORIES[repository]), &digest))
     }
 
-    pub(super) fn prepare(&mut self, repository: Place, manifest: Place) -> Vec<Exchange> {
+    pub(super) fn push_needed(&mut self, repository: Place, manifest: Place) -> Vec<Exchange> {
         let needed = MANIFESTS[manifest].needs.iter().flatten();
         let push = |digest: &Digest| {
             let place = contents::blob_of(digest).expect("manifests are of blobs in the list");
