@@ -26,7 +26,10 @@ check: ## All that a change must pass: format, lints, docs, tests, dependencies.
 	@command -v cargo-deny >/dev/null || $(CARGO) install --locked cargo-deny --version $(DENY_VERSION)
 	$(CARGO) deny --locked check bans licenses sources
 
-check-all: check ## That, and what needs the network: known vulnerabilities among the dependencies.
+check-all: check ## That, and what is too long for each change: all other clients, 5 GiB, 200 times kill -9, known vulnerabilities.
+	scripts/setup-check-all
+	$(CARGO) test --release --locked --test clients -- --test-threads=1 --nocapture
+	BERTH_CRASH_ROUNDS=200 $(CARGO) test --locked --test it e2e_crash:: -- --nocapture
 	$(CARGO) deny --locked check advisories
 
 docs-config: ## Write docs/configuration.md from the doc comments of the settings.

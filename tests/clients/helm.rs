@@ -1,0 +1,51 @@
+//! Helm: charts are pushed, found by version and by digest, and come back byte for byte.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::fs;
+
+use crate::{
+    berth::Berth,
+    tool::{Timed, Tool},
+};
+
+/// The digest that Helm says it pushed.
+fn digest(said: &str) -> String {
+    let line = said.lines().find_map(|line| line.strip_prefix("Digest: "));
+    line.unwrap_or_else(|| panic!("no digest: {said}")).trim().to_owned()
+}
+
+#[test]
+fn helm_pulls_the_chart_that_it_pushed() {
+    let (_timed, berth, helm) = (Timed::client("helm"), Berth::start(), Tool::new("helm"));
+    let (charts, chart) = (format!("oci://{}/charts", berth.host()), format!("oci://{}/charts/app", berth.host()));
+    helm.run(&["create", "app"]);
+    // A `+` can't be in a tag: Helm writes `_` for it.
+    for version in ["0.1.0", "0.2.0", "1.0.0+build.7"] {
+        helm.run(&["package", "app", "--version", version]);
+        let said = helm.says(&["push", &format!("app-{version}.tgz"), &charts, "--plain-http"]);
+        let digest = digest(&said);
+        let pull = |target: &str, arguments: &[&str]| {
+            fs::create_dir(helm.home().join("pulled")).unwrap();
+            let pulled = helm.says(&[&["pull", "--plain-http", "-d", "pulled"], arguments].concat());
+            assert!(pulled.contains(&digest), "{pulled}");
+            let (pulled, packaged) = (helm.read(&format!("pulled/{target}")), helm.read(&format!("app-{version}.tgz")));
+            assert!(pulled == packaged, "{target} differs");
+            fs::remove_dir_all(helm.home().join("pulled")).unwrap();
+        };
+        pull(&format!("app-{version}.tgz"), &[&chart, "--version", version]);
+        pull(&format!("app@{}.tgz", digest.replace(':', "-")), &[&format!("{chart}@{digest}")]);
+    }
+    let shown = |arguments: &[&str]| helm.run(&[&["show", "chart", "--plain-http", &chart], arguments].concat());
+    // Which versions there are, Helm learns from the tags.
+    assert!(shown(&[]).contains("version: 1.0.0+build.7"), "{}", shown(&[]));
+    assert!(shown(&["--version", "^0.1"]).contains("version: 0.1.0"));
+    let values = helm.run(&["show", "values", "--plain-http", &chart, "--version", "0.2.0"]);
+    assert_eq!(values.as_bytes(), helm.read("app/values.yaml").trim_ascii_end());
+    let rendered = helm.run(&["template", "released", &chart, "--plain-http", "--version", "0.2.0"]);
+    assert!(rendered.contains("helm.sh/chart: app-0.2.0"), "{rendered}");
+
+    let missing = helm.fails(&["pull", "--plain-http", &chart, "--version", "0.3.0"]);
+    assert!(missing.contains("not found"), "{missing}");
+    let unknown = format!("{chart}@sha256:{}", "0".repeat(64));
+    assert!(helm.fails(&["pull", "--plain-http", &unknown]).contains("not found"));
+}

@@ -1,0 +1,22 @@
+//! The released clients that CI doesn't run, each as its users run it, against the real binary: `make check-all`.
+//!
+//! What Docker, crane, skopeo and buildah do is tested in `tests/it`. A client that isn't installed fails its
+//! test; each prints which version it was and how long it took.
+
+mod buildkit;
+mod containerd;
+mod cosign;
+mod helm;
+mod large;
+mod oras;
+mod regctl;
+mod tool;
+
+#[expect(dead_code, reason = "the other tests use the rest of it")]
+#[path = "../it/berth.rs"]
+mod berth;
+#[expect(dead_code, reason = "the other tests use the rest of it")]
+#[path = "../it/e2e_client.rs"]
+mod e2e_client;
+#[path = "../it/strace.rs"]
+mod strace;
