@@ -33,11 +33,8 @@ pub(super) fn route(method: &Method, path: &str, query: Option<&str>) {
     if let Some(repository) = route.repository() {
         let rest = path.strip_prefix(&format!("/v2/{repository}/")).expect("another repository than the path's");
         let pieces: Vec<&str> = rest.split('/').collect();
-        let is_known = match pieces[..] {
-            ["blobs", "uploads"] | ["tags", "list"] => true,
-            ["blobs" | "manifests" | "referrers", _] | ["blobs", "uploads", _] => true,
-            _ => false,
-        };
+        let is_known =
+            matches!(pieces[..], ["tags", "list"] | ["blobs" | "manifests" | "referrers", _] | ["blobs", "uploads", _]);
         assert!(is_known, "{repository} is not all of the name in {path}");
     }
     match &route {

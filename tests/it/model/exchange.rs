@@ -123,7 +123,7 @@ impl Expected {
             return (!answer.body.is_empty()).then(|| "a HEAD must have no body".to_owned());
         }
         if self.body.as_ref().is_some_and(|body| *body != answer.body) {
-            return Some(format!("the body must be {:?}", self.body.as_ref().map(|body| shown(body))));
+            return Some(format!("the body must be {:?}", self.body.as_ref().map(shown)));
         }
         if self.json.is_none() && self.code.is_none() {
             return None;
