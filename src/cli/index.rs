@@ -21,9 +21,18 @@ use crate::{
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
     /// Begin a new epoch with an empty index, make it the bucket's own, and fill it from the bucket.
-    Rebuild,
+    Rebuild(Rebuild),
     /// Print which index the bucket believes, and how much is in it. Changes nothing.
     Status(Status),
+}
+
+/// How to rebuild.
+#[derive(Debug, Args)]
+pub(super) struct Rebuild {
+    /// The bucket is a copy that kept no file times (cp, an upload to S3): take each tag as its newest
+    /// revision has it, whenever that was written. Nobody else may be using the bucket.
+    #[arg(long)]
+    copied: bool,
 }
 
 /// How to print the status.
@@ -38,16 +47,20 @@ pub(super) struct Status {
 pub(super) fn run(command: &Command, loaded: Loaded) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     match command {
-        Command::Rebuild => runtime.block_on(rebuild(&loaded.config)),
+        Command::Rebuild(how) => runtime.block_on(rebuild(&loaded.config, how)),
         Command::Status(status) => runtime.block_on(print_status(&loaded.config, status)),
     }
 }
 
 /// The progress and what dangles go to standard error, the sum to standard output.
-async fn rebuild(config: &Config) -> Result<(), Failure> {
+async fn rebuild(config: &Config, how: &Rebuild) -> Result<(), Failure> {
     // What dangles is a warning of the log; that a new epoch has to be waited for is news from `epoch`.
     telemetry::init(telemetry::Format::Text, "warn,berth::epoch=info").map_err(io::Error::other)?;
     let registry = app::begin_rebuild(config).await?;
+    if how.copied {
+        let tags = reconcile::restamp(&registry).await?;
+        let _ = writeln!(io::stderr(), "{tags} tags written anew, because the copy has lost their times");
+    }
     let walked = reconcile::walk(&registry, |name, so_far| {
         let Adopted { links, manifests, tags, .. } = so_far.adopted;
         let count = so_far.repositories;

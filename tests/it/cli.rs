@@ -9,6 +9,7 @@ use std::{
     thread,
 };
 
+use berth::storage::{Key, Store, s3::S3};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
@@ -149,8 +150,13 @@ struct Prepared {
 const LAYER: &[u8] = b"the bytes of a layer";
 
 async fn prepared() -> Prepared {
+    prepared_with(&[]).await
+}
+
+async fn prepared_with(more: &[(&'static str, &str)]) -> Prepared {
     let directory = TempDir::new().unwrap();
-    let settings = settings(directory.path());
+    let mut settings = settings(directory.path());
+    settings.extend(more.iter().map(|(key, value)| (*key, (*value).to_owned())));
     let server = Server::start(&settings);
     let (blob, manifest) = server.push("team/app", "v1", LAYER).await;
     server.push("team/app", "v2", b"another layer").await;
@@ -266,6 +272,51 @@ async fn a_copy_that_keeps_the_times_is_a_backup() {
     prepared.settings = settings(kept.path());
     prepared.directory = kept;
     prepared.assert_is_all_there().await;
+}
+
+/// As docs/bucket-and-redis.md says: a directory moves to a bucket by being copied, although the copies are
+/// written long after the deadlines of what they hold.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_directory_moves_to_a_bucket() {
+    let quick =
+        [("BERTH_INDEX__LEASE", "300ms"), ("BERTH_INDEX__WRITE_DEADLINE", "1s"), ("BERTH_INDEX__MARGIN", "300ms")];
+    let mut prepared = prepared_with(&quick).await;
+    let s3 = s3_server::start().await;
+    tokio::time::sleep(std::time::Duration::from_secs(3)).await;
+    let bucket = S3::open(crate::storage::options(&s3)).await.unwrap();
+    let root = format!("{}/", prepared.directory.path().display());
+    for (path, bytes) in files(prepared.directory.path()) {
+        if let Some(key) = Key::parse(path.strip_prefix(&root).unwrap()) {
+            bucket.put(&key, vec![bytes.into()], None).await.unwrap();
+        }
+    }
+    let index = TempDir::new().unwrap();
+    prepared.settings = bucket_settings(&s3, "some/where");
+    prepared.settings.insert("BERTH_INDEX__URL", format!("embedded:{}", index.path().display()));
+    let without = run(&prepared.settings, &["index", "rebuild"]);
+    assert!(stdout(&without).contains("\ntags 0\n"), "{}{}", stdout(&without), stderr(&without));
+    let copied = run(&prepared.settings, &["index", "rebuild", "--copied"]);
+    assert!(copied.status.success(), "{}", stderr(&copied));
+    assert!(stdout(&copied).contains("\ntags 3\n"), "{}", stdout(&copied));
+    prepared.assert_is_all_there().await;
+    // It needs to be said once: what was written anew counts.
+    let again = run(&prepared.settings, &["index", "rebuild"]);
+    assert!(stdout(&again).contains("\ntags 3\n"), "{}", stdout(&again));
+    prepared.assert_is_all_there().await;
+}
+
+fn bucket_settings(s3: &s3_server::S3Server, prefix: &str) -> Settings {
+    BTreeMap::from([
+        ("BERTH_STORAGE__URL", format!("s3://{}/{prefix}", s3.bucket)),
+        ("BERTH_STORAGE__S3__ENDPOINT", s3.endpoint.clone()),
+        ("BERTH_STORAGE__S3__PATH_STYLE", "true".to_owned()),
+        ("BERTH_STORAGE__S3__REGION", "us-east-1".to_owned()),
+        ("BERTH_STORAGE__S3__ACCESS_KEY_ID", s3.access_key.clone()),
+        ("BERTH_STORAGE__S3__SECRET_ACCESS_KEY", s3.secret_key.clone()),
+        ("BERTH_INDEX__LEASE", "300ms".to_owned()),
+        ("BERTH_INDEX__WRITE_DEADLINE", "4s".to_owned()),
+        ("BERTH_INDEX__MARGIN", "1s".to_owned()),
+    ])
 }
 
 fn long_after() -> std::time::SystemTime {
@@ -433,18 +484,8 @@ fn a_registry_that_is_not_there_is_not_made() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn on_a_remote_bucket_commands_work_beside_servers() {
     let (s3, mut redis) = (s3_server::start().await, redis_server::start().await);
-    let settings: Settings = BTreeMap::from([
-        ("BERTH_STORAGE__URL", format!("s3://{}/registry", s3.bucket)),
-        ("BERTH_STORAGE__S3__ENDPOINT", s3.endpoint.clone()),
-        ("BERTH_STORAGE__S3__PATH_STYLE", "true".to_owned()),
-        ("BERTH_STORAGE__S3__REGION", "us-east-1".to_owned()),
-        ("BERTH_STORAGE__S3__ACCESS_KEY_ID", s3.access_key.clone()),
-        ("BERTH_STORAGE__S3__SECRET_ACCESS_KEY", s3.secret_key.clone()),
-        ("BERTH_INDEX__URL", redis.url()),
-        ("BERTH_INDEX__LEASE", "300ms".to_owned()),
-        ("BERTH_INDEX__WRITE_DEADLINE", "4s".to_owned()),
-        ("BERTH_INDEX__MARGIN", "1s".to_owned()),
-    ]);
+    let mut settings = bucket_settings(&s3, "registry");
+    settings.insert("BERTH_INDEX__URL", redis.url());
     let (first, second) = (Server::start(&settings), Server::start(&settings));
     let (blob, manifest) = first.push("team/app", "v1", LAYER).await;
     assert_eq!(digest(&second.get("/v2/team/app/manifests/v1").await.1), manifest);

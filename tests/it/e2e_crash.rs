@@ -184,7 +184,8 @@ async fn nothing_acknowledged_is_lost_to_kill_9() {
             look(&client, &recorder, &repository, &name).await.expect("a server that runs");
         }
     }
-    let by_digest = read_each(&berth.client(), &acknowledged.lock().unwrap()).await;
+    let pushed = acknowledged.lock().unwrap().clone();
+    let by_digest = read_each(&berth.client(), &pushed).await;
     let (complaints, checked) = recorder.check();
     println!("{rounds} rounds: {checked:?}, and {by_digest} manifests by digest");
     assert_eq!(complaints, Vec::<String>::new());

@@ -107,10 +107,10 @@ async fn a_crash_in_the_middle_of_a_chunk_is_gone_on_from() {
     let mut told = Some(sent.0);
     let pieces = rest.chunks(1 << 20).map(|piece| rest.slice_ref(piece)).collect::<Vec<_>>();
     let pieces = pieces.into_iter().enumerate().map(move |(index, piece)| {
-        if index == 12 {
-            if let Some(told) = told.take() {
-                told.send(()).unwrap();
-            }
+        if index == 12
+            && let Some(told) = told.take()
+        {
+            told.send(()).unwrap();
         }
         piece
     });
