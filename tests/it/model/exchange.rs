@@ -148,9 +148,17 @@ pub(super) struct Answer {
     pub(super) status: StatusCode,
     pub(super) headers: HeaderMap,
     pub(super) body: Bytes,
+    /// What the log is told of an error.
+    pub(super) cause: Option<String>,
 }
 
 impl Answer {
+    /// Whether the index was too slow for a request, so that nobody knows what became of it.
+    pub(super) fn is_for_want_of_time(&self) -> bool {
+        let cause = self.cause.as_deref().unwrap_or_default();
+        ["no answer within", "no connection within"].iter().any(|late| cause.contains(late))
+    }
+
     pub(super) fn header(&self, name: &str) -> &str {
         self.headers.get(name).map(|value| value.to_str().expect("text")).unwrap_or_default()
     }
@@ -164,7 +172,8 @@ impl Display for Answer {
                 write!(f, " [{name}: {}]", self.header(name))?;
             }
         }
-        write!(f, " {}", shown(&self.body))
+        write!(f, " {}", shown(&self.body))?;
+        self.cause.as_ref().map_or(Ok(()), |cause| write!(f, " ({cause})"))
     }
 }
 
