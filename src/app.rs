@@ -8,9 +8,10 @@ use crate::{
     api::{self, cors::Origins, health::Readiness, observe::Observer},
     auth::AccessRules,
     config::{Ceiling, Config, IndexUrl, StorageUrl},
-    epoch::Timing,
+    epoch::{self, Leases, Timing},
     error::Error,
     index::{Connect, IndexError, embedded::Embedded, metered::MeteredConnect, redis::Redis},
+    inspect::Inspector,
     reconcile,
     registry::{Options, OtherIndex, Registry},
     server::{self, Drain, End, Listener},
@@ -30,6 +31,9 @@ pub enum StartError {
     /// The local directory can't be used.
     #[error("storage.url: {0}")]
     Directory(#[from] OpenError),
+    /// A command that looks into a registry found none.
+    #[error("storage.url: there is no registry in {}", .0.display())]
+    Nothing(PathBuf),
     /// The store can't be used.
     #[error("storage.url: {0}")]
     Store(#[from] StorageError),
@@ -37,7 +41,7 @@ pub enum StartError {
     #[error("index.url: {0}")]
     Index(#[from] IndexError),
     /// The registry in that store can't be served.
-    #[error(transparent)]
+    #[error("{}", .0.cause.as_ref().unwrap_or(&.0.message))]
     Registry(#[from] Error),
     /// A browser's origin is none.
     #[error("server.cors_origins: {0}")]
@@ -126,6 +130,41 @@ impl App {
                 tracing::info!(%address, role = listener.role(), data, "listening");
             }
         }
+    }
+}
+
+/// Makes the configured index the bucket's own in a new epoch, empty, whatever it was before: to be filled
+/// by [`reconcile::walk`]. Where other replicas run, waits until they have noticed.
+pub async fn begin_rebuild(config: &Config) -> Result<Arc<Registry>, StartError> {
+    require_bucket(config)?;
+    let store = open_store(config).await?;
+    let index = open_index(config)?;
+    let before = epoch::newest_epoch(&*store).await?;
+    let open = |other| Registry::open(Arc::clone(&store), Arc::clone(&index), options(config), other);
+    let registry = open(OtherIndex::Replace).await?;
+    if Some(registry.lease().await?.epoch) != before {
+        return Ok(registry);
+    }
+    let Options { timing, shards, .. } = options(config);
+    Leases::new(Arc::clone(&store), Arc::clone(&index), timing).begin(shards).await?;
+    // The first one still holds a lease under the epoch that just ended.
+    Ok(open(OtherIndex::Refuse).await?)
+}
+
+/// Opens the store and the index to look into them, and makes neither.
+pub async fn open_inspector(config: &Config) -> Result<Inspector, StartError> {
+    require_bucket(config)?;
+    let store = open_store(config).await?;
+    let is_there = config.index_directory().is_none_or(|directory| Embedded::exists(&absolute(&directory)));
+    let index = if is_there { Some(open_index(config)?) } else { None };
+    Ok(Inspector::open(store, index, options(config).timing).await)
+}
+
+/// Refuses a directory that isn't there, which opening it would make.
+fn require_bucket(config: &Config) -> Result<(), StartError> {
+    match &*config.storage.url {
+        StorageUrl::File(path) if !absolute(path).is_dir() => Err(StartError::Nothing(absolute(path))),
+        StorageUrl::File(_) | StorageUrl::S3 { .. } => Ok(()),
     }
 }
 

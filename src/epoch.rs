@@ -32,6 +32,13 @@ pub struct Timing {
     pub margin: Duration,
 }
 
+impl Timing {
+    /// After how long nothing that was begun under an old epoch's leases can still count.
+    pub fn succession(&self) -> Duration {
+        self.lease * 2 + self.deadline + self.margin
+    }
+}
+
 impl Default for Timing {
     fn default() -> Self {
         Self { lease: Duration::from_secs(5), deadline: Duration::from_secs(10), margin: Duration::from_secs(3) }
@@ -185,6 +192,9 @@ pub enum Standing {
     Ours(Arc<Lease>),
     /// There has never been an epoch.
     Fresh,
+    /// The newest epoch is this index's, which doesn't serve it: a replica is about to begin it, or was when
+    /// it died, or the index was emptied in place.
+    Unserved(EpochNumber),
     /// The newest epoch is this one, and it is of another index.
     Others(EpochNumber, EpochRecord),
 }
@@ -218,6 +228,9 @@ impl Leases {
         let asked = match self.ask().await {
             Ok(Standing::Ours(lease)) => Ok(lease),
             Ok(Standing::Fresh) => Err(Error::unavailable("the bucket names no index")),
+            Ok(Standing::Unserved(number)) => {
+                Err(Error::unavailable(format!("the index doesn't serve its epoch {number}")))
+            }
             Ok(Standing::Others(number, _)) => {
                 Err(Error::unavailable(format!("another index owns this bucket (epoch {number})")))
             }
@@ -262,13 +275,13 @@ impl Leases {
             names: Names::new(newest, record.shards),
             until: AtomicU64::new(asked + self.timing.lease.as_millis() as u64),
             settled: (0..record.shards.div_ceil(64)).map(|_| AtomicU64::new(0)).collect(),
-            record: record.clone(),
+            record,
             keeper: Arc::downgrade(self),
         });
         for shard in lease.names.shards() {
             let answers = lease.index.get(shard, &[lease.ask_fence(), Ask::Value(lease.names.settled())]).await?;
             if lease.confirm(answers[0].as_ref()).is_err() {
-                return Ok(Standing::Others(newest, record));
+                return Ok(Standing::Unserved(newest));
             }
             if answers[1].is_some() {
                 lease.saw_settled(shard);
@@ -311,11 +324,7 @@ impl Leases {
         let bytes = serde_json::to_vec(&record).map_err(Error::internal)?;
         self.store.put(&Key::Epoch(number), vec![bytes.into()], None).await?;
         if !self.store.is_exclusive() {
-            let pause = if before.is_some() {
-                self.timing.lease * 2 + self.timing.deadline + self.timing.margin
-            } else {
-                self.timing.margin
-            };
+            let pause = if before.is_some() { self.timing.succession() } else { self.timing.margin };
             tracing::info!(epoch = %number, seconds = pause.as_secs(), "a new epoch begins once all leases under the old one have run out");
             tokio::time::sleep(pause).await;
         }

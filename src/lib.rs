@@ -12,6 +12,7 @@ pub mod config;
 pub mod epoch;
 pub mod error;
 pub mod index;
+pub mod inspect;
 pub mod manifest;
 pub mod oci;
 pub mod reconcile;

@@ -11,15 +11,19 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use ulid::Ulid;
 
 use crate::{
-    error::{Code, Error, Result},
+    error::{Error, Result},
     index::{
         Ask, Batch, Check, Fact, Outcome, Write,
-        facts::{self, DataFact, DataState, LinkFact, ManifestFact, TagFact, TagState, Target, TrashFact},
+        facts::{
+            self, DataFact, DataState, IntendedManifest, IntentFact, LinkFact, ManifestFact, TagFact, TagState, Target,
+            TrashFact,
+        },
     },
     manifest::needed,
     oci::{Digest, Manifest, RepositoryName, Tag, manifest::MAX_MANIFEST},
     registry::{Registry, Repository, found},
     storage::{DataKey, Key, Revision, key, read_small},
+    tag::Reserved,
 };
 
 /// How many links or manifests are looked at side by side.
@@ -50,12 +54,8 @@ pub struct Adopted {
 /// Reconciles every repository of the bucket, then settles the shards. `progress` is told of each.
 pub async fn walk(registry: &Arc<Registry>, mut progress: impl FnMut(&RepositoryName, Walked)) -> Result<Walked> {
     let mut walked = Walked::default();
-    let mut after: Option<String> = None;
-    let mut last: Option<RepositoryName> = None;
-    while let Some((name, next)) = next_repository(registry, after).await? {
-        after = Some(next);
-        // The folders of one repository follow each other.
-        let Some(name) = name.filter(|name| last.as_ref() != Some(name)) else { continue };
+    let mut repositories = Repositories::default();
+    while let Some(name) = repositories.next(registry).await? {
         let adopted = registry.unreconciled(&name).await?.ensure_reconciled().await?;
         walked.repositories += 1;
         walked.adopted.links += adopted.links;
@@ -63,7 +63,6 @@ pub async fn walk(registry: &Arc<Registry>, mut progress: impl FnMut(&Repository
         walked.adopted.tags += adopted.tags;
         walked.adopted.dangling += adopted.dangling;
         progress(&name, walked);
-        last = Some(name);
     }
     let lease = registry.lease().await?;
     for shard in lease.names.shards() {
@@ -72,6 +71,41 @@ pub async fn walk(registry: &Arc<Registry>, mut progress: impl FnMut(&Repository
         lease.saw_settled(shard);
     }
     Ok(walked)
+}
+
+/// Makes the tags of a bucket that is a copy count: where copying has lost the time at which a tag's newest
+/// revision was written, a revision of this epoch is written that says the same. Only for a bucket that
+/// nobody else is using, before [`walk`]. Returns how many tags that were.
+///
+/// A write that was never acknowledged, and came too late, may be what it finds: then it happens now.
+pub async fn restamp(registry: &Arc<Registry>) -> Result<usize> {
+    let mut restamped = 0;
+    let mut repositories = Repositories::default();
+    while let Some(name) = repositories.next(registry).await? {
+        restamped += registry.unreconciled(&name).await?.restamp_tags().await?;
+    }
+    Ok(restamped)
+}
+
+/// The repositories that the bucket has, one after the other.
+#[derive(Debug, Default)]
+struct Repositories {
+    after: Option<String>,
+    last: Option<RepositoryName>,
+}
+
+impl Repositories {
+    async fn next(&mut self, registry: &Registry) -> Result<Option<RepositoryName>> {
+        while let Some((name, next)) = next_repository(registry, self.after.take()).await? {
+            self.after = Some(next);
+            // The folders of one repository follow each other.
+            if name.is_some() && name != self.last {
+                self.last.clone_from(&name);
+                return Ok(name);
+            }
+        }
+        Ok(None)
+    }
 }
 
 /// The repository of the first key after `after`, and from where to go on behind the folder that it is in.
@@ -297,24 +331,47 @@ impl Repository {
     }
 
     async fn adopt_tags(&self, adopted: &mut Adopted) -> Result<()> {
-        let mut newest: BTreeMap<Tag, (Revision, Option<Digest>, Key)> = BTreeMap::new();
-        for (key, counts) in self.listed(key::Folder::Tags).await? {
-            let Key::Tag { tag, revision, to, .. } = key.clone() else { continue };
-            if counts && newest.get(&tag).is_none_or(|(known, ..)| *known < revision) {
-                newest.insert(tag, (revision, to, key));
-            }
-        }
-        for (tag, (revision, to, key)) in newest {
+        let keys = self.listed(key::Folder::Tags).await?;
+        for (tag, newest) in newest_of_each(keys.into_iter().filter(|(_, counts)| *counts)) {
+            let Newest { revision, to, key, .. } = newest;
             self.adopt_tag(&tag, revision, to, &key).await?.count(&mut adopted.tags, &mut adopted.dangling);
         }
         Ok(())
     }
 
+    async fn restamp_tags(&self) -> Result<usize> {
+        let newest = newest_of_each(self.listed(key::Folder::Tags).await?.into_iter());
+        let mut restamped = 0;
+        for (tag, Newest { to, key, .. }) in newest.into_iter().filter(|(_, newest)| !newest.counts) {
+            let state = self.tag_state(&key).await?;
+            let batch = Batch { sequence: Some(self.lease.names.counter()), ..Batch::default() };
+            let Outcome::Committed { sequence, .. } = self.commit(batch).await? else { continue };
+            let at = self.store().now();
+            let fact = IntentFact {
+                repository: self.name.clone(),
+                tags: vec![tag],
+                deadline: at.plus(self.registry.options.timing.deadline),
+                manifest: to.map(|digest| IntendedManifest { digest, object: self.fresh() }),
+                needs: Vec::new(),
+                at,
+                by: state.by.clone(),
+            };
+            let revision = Revision { epoch: self.lease.epoch, counter: sequence };
+            self.write_revisions(&Reserved { intent: self.fresh(), fact, revision }, &state).await?;
+            restamped += 1;
+        }
+        Ok(restamped)
+    }
+
+    /// What a tag's revision says.
+    async fn tag_state(&self, key: &Key) -> Result<TagState> {
+        let bytes = read_small(self.store(), key, MAX_MANIFEST).await?;
+        serde_json::from_slice(&bytes).map_err(|error| Error::internal(format!("{key}: {error}")))
+    }
+
     async fn adopt_tag(&self, tag: &Tag, revision: Revision, to: Option<Digest>, key: &Key) -> Result<Adoption> {
         let names = &self.lease.names;
-        let bytes = read_small(self.store(), key, MAX_MANIFEST).await?;
-        let state: TagState = serde_json::from_slice(&bytes)
-            .map_err(|error| Error::new(Code::Unknown, "internal error").because(format!("{key}: {error}")))?;
+        let state = self.tag_state(key).await?;
         let mut checks: Vec<Check> = self.not_yet().into_iter().collect();
         let mut writes = vec![
             Write::Raise(names.tag(&self.name, tag), TagFact { revision, state }.encode()),
@@ -355,6 +412,26 @@ impl Repository {
             }
         }
     }
+}
+
+/// A tag's newest revision.
+struct Newest {
+    revision: Revision,
+    to: Option<Digest>,
+    key: Key,
+    counts: bool,
+}
+
+/// The greatest revision of each tag, of those that are given.
+fn newest_of_each(keys: impl Iterator<Item = (Key, bool)>) -> BTreeMap<Tag, Newest> {
+    let mut newest: BTreeMap<Tag, Newest> = BTreeMap::new();
+    for (key, counts) in keys {
+        let Key::Tag { tag, revision, to, .. } = key.clone() else { continue };
+        if newest.get(&tag).is_none_or(|known| known.revision < revision) {
+            newest.insert(tag, Newest { revision, to, key, counts });
+        }
+    }
+    newest
 }
 
 enum Adoption {

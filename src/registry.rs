@@ -132,11 +132,14 @@ impl Registry {
                 "limits.upload_memory must be at least {least} bytes, two parts of the store"
             )));
         }
-        let format = open_format(&store).await?;
+        open_format(&store).await?;
+        let leases = Arc::new(Leases::new(Arc::clone(&store), connect, options.timing));
+        take_index(&leases, &*store, &options, other).await?;
+        // Where two replicas made the first one at the same time, what stands there now is what both go by.
+        let format = check_format(epoch::read_json(&store, &Key::Format).await?)?;
         let upload_key = base64::Engine::decode(&base64::engine::general_purpose::STANDARD, &format.upload_key)
             .map_err(|error| Error::internal(format!("berth.json has a broken upload_key: {error}")))?;
-        let leases = Arc::new(Leases::new(Arc::clone(&store), connect, options.timing));
-        let registry = Arc::new(Self {
+        Ok(Arc::new(Self {
             manifests: quick_cache::sync::Cache::with_weighter(
                 (options.manifest_cache / 1024).max(16) as usize,
                 options.manifest_cache,
@@ -149,30 +152,7 @@ impl Registry {
             leases,
             options,
             store,
-        });
-        registry.take_index(other).await?;
-        Ok(registry)
-    }
-
-    async fn take_index(&self, other: OtherIndex) -> Result<()> {
-        match self.leases.standing().await? {
-            Standing::Ours(_) => return Ok(()),
-            Standing::Fresh => {}
-            Standing::Others(number, record) => {
-                if !self.store.is_exclusive() && other == OtherIndex::Refuse {
-                    return Err(Error::new(
-                        Code::Unavailable,
-                        format!(
-                            "another index owns this bucket (epoch {number}, {} shards); `berth index rebuild` makes this one the owner, and fills it from the bucket",
-                            record.shards
-                        ),
-                    ));
-                }
-                tracing::warn!(epoch = %number, "the bucket names another index; this one takes over and is filled from the bucket");
-            }
-        }
-        self.leases.begin(self.options.shards).await?;
-        self.lease().await.map(drop)
+        }))
     }
 
     /// Waits for memory to hold a body of `bytes`, out of what uploads may use; it is given back on drop.
@@ -324,10 +304,47 @@ impl Repository {
     }
 }
 
-/// Reads `berth.json`, or writes the first one.
-async fn open_format(store: &Arc<dyn Store>) -> Result<Format> {
+/// How often who waits for another replica to begin an epoch looks again.
+const LOOK_AGAIN: Duration = Duration::from_millis(250);
+
+/// Takes the lease, after beginning an epoch if there is none of this index's.
+async fn take_index(leases: &Arc<Leases>, store: &dyn Store, options: &Options, other: OtherIndex) -> Result<()> {
+    let mut other = other;
+    let patience = store.now().plus(options.timing.succession() + options.timing.margin);
+    loop {
+        match leases.standing().await? {
+            Standing::Ours(_) => return Ok(()),
+            Standing::Fresh => {}
+            Standing::Unserved(_) if !store.is_exclusive() && store.now() < patience => {
+                tokio::time::sleep(LOOK_AGAIN).await;
+                continue;
+            }
+            Standing::Unserved(number) => {
+                tracing::warn!(epoch = %number, "the bucket's index is empty; it is filled from the bucket");
+            }
+            Standing::Others(number, record) => {
+                if !store.is_exclusive() && other == OtherIndex::Refuse {
+                    return Err(Error::new(
+                        Code::Unavailable,
+                        format!(
+                            "another index owns this bucket (epoch {number}, {} shards); `berth index rebuild` makes this one the owner, and fills it from the bucket",
+                            record.shards
+                        ),
+                    ));
+                }
+                tracing::warn!(epoch = %number, "the bucket names another index; this one takes over and is filled from the bucket");
+            }
+        }
+        leases.begin(options.shards).await?;
+        // Once: two replicas with an index each must not take turns.
+        other = OtherIndex::Refuse;
+    }
+}
+
+/// Checks `berth.json`, or writes the first one.
+async fn open_format(store: &Arc<dyn Store>) -> Result<()> {
     match epoch::read_json::<Format>(store, &Key::Format).await {
-        Ok(format) => return check_format(format),
+        Ok(format) => return check_format(format).map(drop),
         Err(error) if error.code != Code::Unknown || store.stat(&Key::Format).await?.is_some() => return Err(error),
         Err(_) => {}
     }
@@ -344,9 +361,7 @@ async fn open_format(store: &Arc<dyn Store>) -> Result<Format> {
         upload_key: base64::Engine::encode(&base64::engine::general_purpose::STANDARD, key),
     };
     let bytes = serde_json::to_vec_pretty(&format).map_err(Error::internal)?;
-    store.put(&Key::Format, vec![bytes.into()], None).await?;
-    // Where two replicas made the first one at the same time, what stands there now is what both go by.
-    check_format(epoch::read_json(store, &Key::Format).await?)
+    Ok(store.put(&Key::Format, vec![bytes.into()], None).await?)
 }
 
 fn check_format(format: Format) -> Result<Format> {

@@ -18,7 +18,7 @@ use crate::{
     error::{Code, Error, Result},
     index::{
         Ask, Batch, Check, Outcome, Write,
-        facts::{self, Aside, OpenUpload, TrashFact, UploadFact, UploadState},
+        facts::{self, Aside, OpenUpload, PartsUpload, TrashFact, UploadFact, UploadState},
     },
     oci::{Algorithm, Digest, Hasher},
     registry::Repository,
@@ -110,11 +110,15 @@ impl Repository {
             None => Intake::new(self, id, Hasher::new(algorithm), memory),
         };
         let taken = intake.take_all(head, body).await?;
-        let broke_off = taken.error.clone();
-        let open = self.put_rest(id, taken, stored.as_ref()).await?;
+        let (broke_off, recorded, parts) = (taken.error.clone(), taken.recorded.clone(), taken.parts.clone());
+        let put = self.put_rest(id, taken, stored.as_ref()).await;
+        if put.is_err() {
+            let before = stored.map_or_else(|| nothing_yet(&Hasher::new(algorithm)), |stored| stored.open);
+            self.give_back(id, before, recorded, parts).await;
+        }
         match broke_off {
             Some(error) => Err(error),
-            None => Ok(self.progress(id, &open)),
+            None => Ok(self.progress(id, &put?)),
         }
     }
 
@@ -287,6 +291,41 @@ impl Repository {
         match self.commit(batch).await {
             Ok(_) => self.registry.work.notify_one(),
             Err(error) => tracing::debug!(%error, "an abandoned upload stays until it expires"),
+        }
+    }
+
+    /// After a body that broke off, or a store that failed: the upload stands where it stood before, for the
+    /// client to try again, and the parts that this request began are freed. Not if another request has moved
+    /// it; what fails here is left to expiry.
+    async fn give_back(
+        &self,
+        id: &UploadId,
+        before: OpenUpload,
+        recorded: Option<bytes::Bytes>,
+        parts: Option<PartsUpload>,
+    ) {
+        let (Some(value), Some(parts), None) = (recorded, parts, &before.parts) else { return };
+        let upload = self.lease.names.upload(id.ulid);
+        let key = Key::Data(parts.data);
+        let multipart = parts.id.clone();
+        let trash = trash_of(&OpenUpload { parts: Some(parts), aside: None, ..before.clone() });
+        let batch = Batch {
+            checks: vec![Check::Equals(upload.clone(), value)],
+            writes: vec![Write::Put(upload, self.record(UploadState::Open(before))), self.trash(&trash)],
+            ..Batch::default()
+        };
+        let mut noted = self.commit(batch.clone()).await;
+        if noted.is_err() {
+            // The index may be on the disk that these parts have filled: it has room once they are gone. They
+            // may go without a note, as no other request needs what this one began.
+            if let Err(error) = self.store().abort(&key, &multipart).await {
+                tracing::debug!(%error, "the parts of a failed upload were not freed at once");
+            }
+            noted = self.commit(batch).await;
+        }
+        match noted {
+            Ok(_) => self.registry.work.notify_one(),
+            Err(error) => tracing::debug!(%error, "the parts of a failed upload stay until it expires"),
         }
     }
 

@@ -7,16 +7,16 @@ use std::borrow::Cow;
 /// A `+` stays what it is: no parameter of the API can hold a space, and many clients send the one of
 /// `application/vnd.oci.image.manifest.v1+json` as it is.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Query<'a>(&'a str);
+pub struct Query<'a>(&'a str);
 
 impl<'a> Query<'a> {
     /// Of what stands behind the question mark, if there is one.
-    pub(super) fn new(raw: Option<&'a str>) -> Self {
+    pub fn new(raw: Option<&'a str>) -> Self {
         Self(raw.unwrap_or_default())
     }
 
     /// The values of all parameters with this name, in order.
-    pub(super) fn all(self, name: &'static str) -> impl Iterator<Item = Cow<'a, str>> {
+    pub fn all(self, name: &'static str) -> impl Iterator<Item = Cow<'a, str>> {
         self.0.split('&').filter_map(move |parameter| {
             let (key, value) = parameter.split_once('=').unwrap_or((parameter, ""));
             (decode(key) == name).then(|| decode(value))
@@ -24,18 +24,18 @@ impl<'a> Query<'a> {
     }
 
     /// The value of the first parameter with this name.
-    pub(super) fn get(self, name: &'static str) -> Option<Cow<'a, str>> {
+    pub fn get(self, name: &'static str) -> Option<Cow<'a, str>> {
         self.all(name).next()
     }
 
     /// The same, with an empty value as none.
-    pub(super) fn filled(self, name: &'static str) -> Option<Cow<'a, str>> {
+    pub fn filled(self, name: &'static str) -> Option<Cow<'a, str>> {
         self.get(name).filter(|value| !value.is_empty())
     }
 }
 
 /// `text` with each `%XX` as its byte. What isn't UTF-8 then becomes U+FFFD, which no name, tag or digest has.
-pub(super) fn decode(text: &str) -> Cow<'_, str> {
+pub fn decode(text: &str) -> Cow<'_, str> {
     if !text.contains('%') {
         return Cow::Borrowed(text);
     }
@@ -65,7 +65,7 @@ fn hex(digit: u8) -> Option<u8> {
 }
 
 /// `text` as a value in a query: all but RFC 3986's unreserved characters, `:` and `/` as `%XX`.
-pub(super) fn encode(text: &str) -> Cow<'_, str> {
+pub fn encode(text: &str) -> Cow<'_, str> {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~:/".contains(&byte);
     if text.bytes().all(is_plain) {
         return Cow::Borrowed(text);

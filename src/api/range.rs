@@ -17,7 +17,7 @@ const MAX_RANGES: usize = 16;
 
 /// What a client wants of a blob.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Wanted {
+pub enum Wanted {
     /// All of it.
     Whole,
     /// These bytes.
@@ -29,7 +29,7 @@ pub(super) enum Wanted {
 }
 
 /// What of `size` bytes a request wants.
-pub(super) fn wanted(headers: &HeaderMap, digest: &Digest, size: u64) -> Wanted {
+pub fn wanted(headers: &HeaderMap, digest: &Digest, size: u64) -> Wanted {
     let Some(range) = headers.get(RANGE) else { return Wanted::Whole };
     if let Some(validator) = headers.get(IF_RANGE)
         && !validator.to_str().is_ok_and(|tag| tag.trim_matches('"') == digest.as_str())
@@ -94,7 +94,7 @@ fn number(text: &str) -> Option<u64> {
 
 /// The bytes that a request says it sends, by `Content-Range`: `first-last` as the distribution spec has it,
 /// or HTTP's `bytes first-last/size`. `None` if it doesn't say.
-pub(super) fn sent(headers: &HeaderMap) -> Result<Option<Range<u64>>> {
+pub fn sent(headers: &HeaderMap) -> Result<Option<Range<u64>>> {
     let Some(value) = headers.get(CONTENT_RANGE) else { return Ok(None) };
     match value.to_str().ok().and_then(sent_range) {
         Some(range) => Ok(Some(range)),
@@ -113,7 +113,7 @@ fn sent_range(text: &str) -> Option<Range<u64>> {
 
 /// Whether the client has what it asks for already: `If-None-Match` names its digest, in quotes as it must
 /// be or without, weakly or not, alone or among others.
-pub(super) fn has_already(headers: &HeaderMap, digest: &Digest) -> bool {
+pub fn has_already(headers: &HeaderMap, digest: &Digest) -> bool {
     let is_it = |tag: &str| {
         let tag = tag.trim();
         let tag = tag.strip_prefix("W/").unwrap_or(tag);

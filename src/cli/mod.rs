@@ -3,6 +3,8 @@
 //! Each command is one variant here and one file beside this one. Nothing here does the work.
 
 mod config;
+mod index;
+mod inspect;
 mod serve;
 
 use std::{
@@ -15,8 +17,13 @@ use std::{
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
-use crate::app::StartError;
-use crate::config::{Config, ConfigError, LoadArgs, Loaded, environment};
+use crate::{
+    app::StartError,
+    config::{Config, ConfigError, LoadArgs, Loaded, environment},
+    error::Error,
+    index::IndexError,
+    storage::local::OpenError,
+};
 
 /// How `berth --help` ends.
 const AFTER_HELP: &str = "\
@@ -26,12 +33,15 @@ Examples:
   BERTH_STORAGE__URL=s3://my-bucket berth serve
                                               a setting from the environment
   berth config check                          what counts, and where each setting came from
+  berth index rebuild                         fill a new index from the bucket
+  berth inspect tag team/app:v1               what index and bucket say of a tag
 
 Configuration:
   One TOML file: --config, else BERTH_CONFIG, else /etc/berth/berth.toml. Each key is also an environment
   variable, which wins: server.listen is BERTH_SERVER__LISTEN.
 
-Exit status: 0 done; 2 a mistake in the configuration or the command line; 1 anything else.";
+Exit status: 0 done; 2 a mistake in the configuration or the command line; 1 anything else, also where
+index and bucket disagree.";
 
 /// Berth: a container registry in one binary.
 #[derive(Debug, Parser)]
@@ -51,6 +61,11 @@ enum Command {
     /// Look at the configuration.
     #[command(subcommand)]
     Config(config::Command),
+    /// Look at the index, or fill a new one from the bucket.
+    #[command(subcommand)]
+    Index(index::Command),
+    /// Show what the index says of a thing, what the bucket says, and where they disagree. Changes nothing.
+    Inspect(inspect::Arguments),
     /// Print a completion script for a shell, such as: berth completions bash > /etc/bash_completion.d/berth
     Completions {
         /// The shell.
@@ -64,9 +79,26 @@ enum Failure {
     /// The settings are wrong: exit status 2, as for a wrong command line.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// An argument is not what it should be: exit status 2.
+    #[error("{0}")]
+    Argument(String),
     /// What the configuration names can't be used: exit status 1, as all that follow.
     #[error(transparent)]
-    Start(#[from] StartError),
+    Start(StartError),
+    /// A running server has what the command needs.
+    #[error(
+        "{0}; stop the server that uses it first (with a bucket on S3 and an index in Redis this works beside one)"
+    )]
+    Held(String),
+    /// The registry did not do it.
+    #[error(transparent)]
+    Registry(#[from] Error),
+    /// Things were found of which the index and the bucket say different things.
+    #[error("index and bucket disagree: {0} found")]
+    Disagree(usize),
+    /// The rebuild left out what isn't whole.
+    #[error("{0} things in the bucket lack what they need and were left out; each has a line above")]
+    Dangling(usize),
     /// Somebody asked twice to stop, and requests were still running.
     #[error("stopped at once, at the second signal")]
     Forced,
@@ -78,8 +110,28 @@ enum Failure {
 impl Failure {
     fn exit_code(&self) -> ExitCode {
         match self {
-            Self::Config(_) => ExitCode::from(2),
-            Self::Start(_) | Self::Forced | Self::Io(_) => ExitCode::FAILURE,
+            Self::Config(_) | Self::Argument(_) => ExitCode::from(2),
+            Self::Start(_)
+            | Self::Held(_)
+            | Self::Registry(_)
+            | Self::Disagree(_)
+            | Self::Dangling(_)
+            | Self::Forced
+            | Self::Io(_) => ExitCode::FAILURE,
+        }
+    }
+}
+
+impl From<StartError> for Failure {
+    fn from(error: StartError) -> Self {
+        match error {
+            StartError::Directory(OpenError::Locked { directory, holder }) => {
+                Self::Held(format!("{} is in use by another process ({holder})", directory.display()))
+            }
+            StartError::Index(IndexError::Broken(why)) if why.ends_with("is open in another process") => {
+                Self::Held(why)
+            }
+            other => Self::Start(other),
         }
     }
 }
@@ -111,6 +163,8 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
     match arguments.command {
         Command::Serve => serve::serve(load(args)?),
         Command::Config(command) => config::run(&command, args),
+        Command::Index(command) => index::run(&command, load(args)?),
+        Command::Inspect(arguments) => inspect::run(&arguments, args),
         Command::Completions { shell } => completions(shell),
     }
 }

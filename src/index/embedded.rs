@@ -110,6 +110,11 @@ impl Embedded {
         Ok(index)
     }
 
+    /// Whether there is an index in `directory`: opening makes one where there isn't.
+    pub fn exists(directory: &Path) -> bool {
+        directory.join(FILE).is_file()
+    }
+
     fn start(open: impl Fn() -> Result<Database, DatabaseError> + Send + Sync + 'static) -> Result<Self, redb::Error> {
         let database = open()?;
         let identity = identify(&database)?;

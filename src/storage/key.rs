@@ -223,7 +223,10 @@ impl Key {
             let data = DataKey(parse_ulid(rest.get(3..)?)?);
             return (data.to_string() == text).then_some(Self::Data(data));
         }
-        Self::parse_in_repository(text.strip_prefix(REPOSITORIES)?)
+        let key = Self::parse_in_repository(text.strip_prefix(REPOSITORIES)?)?;
+        // Numbers can be spelled in more ways than ours (`+7`, `007`), and who removed such a key would
+        // remove another one.
+        (key.to_string() == text).then_some(key)
     }
 
     fn parse_in_repository(rest: &str) -> Option<Self> {
@@ -309,6 +312,10 @@ mod tests {
 
     #[test]
     fn what_is_not_ours_is_passed_over() {
+        let digest = Digest::of(crate::oci::Algorithm::Sha256, b"x");
+        let ulid = Ulid::r#gen();
+        let link = |size: &str| format!("repos/a/_blobs/{digest}/{ulid}.{ulid}.{size}");
+        assert!(Key::parse(&link("7")).is_some());
         for foreign in [
             "",
             "/",
@@ -319,6 +326,8 @@ mod tests {
             "repos/_tags/t/x",
             "repos/A/_blobs/x/y",
             "lost+found",
+            &link("+7"),
+            &link("07"),
         ] {
             assert_eq!(Key::parse(foreign), None, "{foreign}");
         }

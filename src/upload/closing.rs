@@ -10,7 +10,7 @@ use crate::{
     error::{Code, Error, Result},
     index::{
         Ask, Batch, Check, Outcome, Write,
-        facts::{self, Aside, Hint, OpenUpload, TrashFact, UploadFact, UploadState},
+        facts::{self, Aside, Hint, OpenUpload, PartsUpload, TrashFact, UploadFact, UploadState},
     },
     oci::{Digest, Hasher},
     registry::Repository,
@@ -179,7 +179,7 @@ impl Closing<'_> {
         let discards = intake.discards();
         let taken = intake.take_all(head, body).await?;
         if let Some(error) = taken.error.clone() {
-            self.give_back(&before, &taken).await;
+            self.repository.give_back(self.id, before.open, taken.recorded, taken.parts).await;
             return Err(error);
         }
         let compared = taken.hasher.algorithm() == self.digest.algorithm();
@@ -201,7 +201,12 @@ impl Closing<'_> {
         if discards {
             return Err(Error::unavailable("the bytes that were there went away while they were sent again"));
         }
-        self.store_and_link(all).await
+        let (before, recorded, parts) = (all.before.open.clone(), all.taken.recorded.clone(), all.taken.parts.clone());
+        let stored = self.store_and_link(all).await;
+        if stored.is_err() {
+            self.repository.give_back(self.id, before, recorded, parts).await;
+        }
+        stored
     }
 
     /// The repository has the blob already: its link is renewed, these bytes are not needed. `None` where
@@ -271,7 +276,7 @@ impl Closing<'_> {
     async fn assemble(
         &self,
         data: DataKey,
-        parts: Option<facts::PartsUpload>,
+        parts: Option<PartsUpload>,
         rest: crate::storage::Chunks,
         rest_size: u64,
         size: u64,
@@ -329,26 +334,6 @@ impl Closing<'_> {
             self.repository.registry.work.notify_one();
         }
         writes
-    }
-
-    /// After a body that broke off: the upload stands where it stood before, for the client to try again,
-    /// and the parts that this body began are freed.
-    async fn give_back(&self, before: &Stored, taken: &Taken) {
-        let (Some(value), Some(parts), None) = (&taken.recorded, &taken.parts, &before.open.parts) else { return };
-        let upload = self.repository.lease.names.upload(self.id.ulid);
-        let trash = TrashFact { multipart: Some((parts.data, parts.id.clone())), ..TrashFact::default() };
-        let batch = Batch {
-            checks: vec![Check::Equals(upload.clone(), value.clone())],
-            writes: vec![
-                Write::Put(upload, self.repository.record(UploadState::Open(before.open.clone()))),
-                self.repository.trash(&trash),
-            ],
-            ..Batch::default()
-        };
-        match self.repository.commit(batch).await {
-            Ok(_) => self.repository.registry.work.notify_one(),
-            Err(error) => tracing::debug!(%error, "the parts of a broken upload stay until it expires"),
-        }
     }
 
     /// Forgets the attempt after a failure.

@@ -15,7 +15,7 @@ use crate::{
     error::{Code, Error, Result},
     index::{
         Batch, Check, Outcome, Write,
-        facts::{OpenUpload, PartsUpload, TrashFact, UploadState},
+        facts::{OpenUpload, PartsUpload, UploadState},
     },
     oci::Hasher,
     registry::{Registry, Repository},
@@ -270,7 +270,12 @@ impl<'a> Intake<'a> {
     /// Takes the whole body, and hashes it to its end. A body that breaks off is no failure here: what came
     /// is taken. After a failure the parts that this request began are freed.
     pub(super) async fn take_all(mut self, head: Head, body: Incoming) -> Result<Taken> {
-        match self.take(head, body).await {
+        let taken = match self.take(head, body).await {
+            // The last whole part may still be on its way, and fail.
+            Ok(()) => self.wait().await,
+            failed => failed,
+        };
+        match taken {
             Ok(()) => self.finish().await,
             Err(error) => {
                 self.give_up().await;
@@ -396,9 +401,18 @@ impl<'a> Intake<'a> {
         let open = OpenUpload { parts: Some(parts.clone()), ..open };
         let value = repository.record(UploadState::Open(open.clone()));
         let batch = Batch { checks: vec![check], writes: vec![Write::Put(upload, value.clone())], ..Batch::default() };
-        if let Outcome::Refused { .. } = repository.commit(batch).await? {
-            repository.store().abort(&Key::Data(data), &parts.id).await?;
-            return Err(super::moved_meanwhile());
+        match repository.commit(batch).await {
+            Ok(Outcome::Committed { .. }) => {}
+            Ok(Outcome::Refused { .. }) => {
+                repository.store().abort(&Key::Data(data), &parts.id).await?;
+                return Err(super::moved_meanwhile());
+            }
+            Err(error) => {
+                // Without a note nobody else would free it. Where the note was made after all, there is an
+                // upload whose parts are gone, which can only be ended.
+                repository.store().abort(&Key::Data(data), &parts.id).await?;
+                return Err(error);
+            }
         }
         self.recorded = Some((open, value));
         self.parts = Some(parts);
@@ -408,7 +422,6 @@ impl<'a> Intake<'a> {
 
     /// All that was taken in, hashed to its end.
     async fn finish(mut self) -> Result<Taken> {
-        self.wait().await?;
         let hasher = self.hasher.take().ok_or_else(|| Error::internal("a hash is missing"))?;
         let hasher = hash(hasher, behind(&self.pending, self.pending_hashed)).await?;
         let (rest, rest_size) = match self.keep {
@@ -432,20 +445,9 @@ impl<'a> Intake<'a> {
         if self.wait().await.is_err() {
             tracing::debug!("a part of a failed upload was not put either");
         }
-        let (true, Some(parts), Some((open, value))) = (self.began_parts, self.parts, self.recorded) else { return };
-        let repository = self.repository;
-        let upload = repository.lease.names.upload(self.id.ulid);
-        let trash = TrashFact { multipart: Some((parts.data, parts.id)), ..TrashFact::default() };
+        let (true, Some((open, value))) = (self.began_parts, self.recorded) else { return };
         let before = OpenUpload { parts: None, ..open };
-        let batch = Batch {
-            checks: vec![Check::Equals(upload.clone(), value)],
-            writes: vec![Write::Put(upload, repository.record(UploadState::Open(before))), repository.trash(&trash)],
-            ..Batch::default()
-        };
-        match repository.commit(batch).await {
-            Ok(_) => repository.registry.work.notify_one(),
-            Err(error) => tracing::debug!(%error, "the parts of a failed upload stay until it expires"),
-        }
+        self.repository.give_back(self.id, before, Some(value), self.parts).await;
     }
 }
 

@@ -1,8 +1,25 @@
 //! The one integration binary: Berth in process and as a real binary, against real stores and indexes.
 
 mod api;
+mod architecture;
+mod berth;
+mod cli;
 mod config;
+mod conformance;
+mod e2e_attacks;
+mod e2e_client;
+mod e2e_conditions;
+mod e2e_crash;
+mod e2e_docker;
+mod e2e_process;
+mod e2e_sync;
+mod e2e_tools;
+mod e2e_uploads;
+mod fuzz_parsers;
+mod history;
+mod imports;
 mod index;
+mod model;
 mod redis_server;
 mod rules_bench;
 mod rules_cost;

@@ -90,6 +90,17 @@ pub(crate) async fn over(redis: &redis_server::RedisServer, bucket: &s3_server::
     Bench::open(store, connect, 5 << 20, options, Vec::new()).await
 }
 
+/// One engine over a Redis and a bucket that the test keeps, without anything being there before.
+pub(crate) async fn engine(
+    redis: &redis_server::RedisServer,
+    bucket: &s3_server::S3Server,
+    options: Options,
+) -> Result<Arc<Registry>, Error> {
+    let store: Arc<dyn Store> = Arc::new(S3::open(storage::options(bucket)).await.unwrap());
+    let connect = Arc::new(Redis::new(&redis.url(), "berth").unwrap());
+    Registry::open(store, connect, Options { upload_memory: 64 << 20, ..options }, OtherIndex::Refuse).await
+}
+
 impl Bench {
     async fn open(
         store: Arc<dyn Store>,

@@ -336,7 +336,10 @@ async fn assert_at_rest(bench: &Bench, what: &str) -> usize {
 /// left; nothing once the operation needs fewer calls.
 async fn case(operation: &Operation, k: usize, how: How, lost: bool) -> Option<usize> {
     let what = format!("{}, call {k}, {how:?}", operation.name);
-    let bench = bench::local(Options { upload_expiry: EXPIRY, ..bench::options() }).await;
+    let mut options = Options { upload_expiry: EXPIRY, ..bench::options() };
+    // Who finds another's open intent waits this long, and a little more.
+    options.timing.deadline = Duration::from_secs(2);
+    let bench = bench::local(options).await;
     prepare(&bench).await;
     bench.probe.strike_at(k, how);
     let done = tokio::select! {
@@ -437,4 +440,91 @@ async fn whatever_call_fails_everything_is_whole_afterwards() {
 #[test]
 fn the_images_need_what_they_name() {
     assert_eq!(Manifest::parse(&one(), None).unwrap().needs.len(), 2);
+}
+
+/// A manifest of its own for each number, of blobs that are there.
+fn variant(number: u64) -> Bytes {
+    let mut manifest: serde_json::Value = serde_json::from_slice(&one()).unwrap();
+    manifest["annotations"] = serde_json::json!({ "number": number.to_string() });
+    serde_json::to_vec(&manifest).unwrap().into()
+}
+
+/// What was seen of one tag, by reads one after the other: it never goes back.
+struct Watched(Vec<Digest>);
+
+impl Watched {
+    async fn look(&mut self, bench: &Bench, what: &str) -> Digest {
+        let digest = bench.tag("app", "hot").await.unwrap();
+        if self.0.last() != Some(&digest) {
+            assert!(!self.0.contains(&digest), "{what}: the tag went back");
+            self.0.push(digest.clone());
+        }
+        digest
+    }
+}
+
+/// I2 under failures: in each round both engines write the tag at once, each with one of its calls failing or
+/// its process dying in it, while somebody reads; then recovery, late. No read goes back; what was
+/// acknowledged is there, unless a write of the same round came after.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_read_of_a_tag_goes_back_whatever_fails() {
+    const HOWS: [How; 5] = [How::Before, How::After, How::HangBefore, How::HangAfter, How::Late];
+    let mut options = bench::options();
+    options.timing.deadline = Duration::from_secs(2);
+    let bench = bench::local(options).await;
+    bench.image("app", "one").await;
+    push(&on(&bench.a, "app").await, &variant(0), &["hot"]).await.unwrap();
+    let mut watched = Watched(Vec::new());
+    let (mut acknowledged, mut unfinished) = (0, 0);
+    for round in 1..150_u64 {
+        let before = watched.look(&bench, "before").await;
+        // The late write moves the clock, so it is alone in its round.
+        let how = HOWS[(round % 5) as usize];
+        let second = if how == How::Late { How::Before } else { HOWS[(round / 5 % 4) as usize] };
+        let what = format!("round {round}, {how:?} and {second:?}");
+        if how == How::Late {
+            bench.probe.strike(how, |_, call| call.kind == "put" && call.about.contains("/_tags/"));
+        } else {
+            bench.probe.strike_at(1 + (round / 7 % 6) as usize, how);
+            bench.probe_b.strike_at(1 + (round / 3 % 6) as usize, second);
+        }
+        let write = |engine, number| {
+            let bytes = variant(number);
+            async move { push(&on(engine, "app").await, &bytes, &["hot"]).await }
+        };
+        let dying = async {
+            tokio::time::sleep(Duration::from_millis(60)).await;
+        };
+        let first = async {
+            tokio::select! { done = write(&bench.a, 2 * round) => done.is_ok(), () = dying => false }
+        };
+        let other = async {
+            if how == How::Late {
+                return false;
+            }
+            let dying = tokio::time::sleep(Duration::from_millis(60));
+            tokio::select! { done = write(&bench.b, 2 * round + 1) => done.is_ok(), () = dying => false }
+        };
+        let (first, other) = futures_util::join!(first, other);
+        bench.probe.spare();
+        bench.probe_b.spare();
+        for _ in 0..4 {
+            watched.look(&bench, &what).await;
+        }
+        bench.clock.advance(Duration::from_secs(60));
+        watched.look(&bench, &what).await;
+        bench.work().await;
+        let after = watched.look(&bench, &what).await;
+        let written = [sha256(&variant(2 * round)), sha256(&variant(2 * round + 1))];
+        if first || other {
+            acknowledged += 1;
+            assert!(written.contains(&after), "{what}: acknowledged, and not there");
+        } else {
+            unfinished += 1;
+            assert!(written.contains(&after) || after == before, "{what}");
+        }
+    }
+    assert!(bench.members(|names| names.intents()).await.is_empty());
+    println!("{acknowledged} rounds with an acknowledged write, {unfinished} without; {} values seen", watched.0.len());
+    assert!(acknowledged > 20 && unfinished > 20);
 }

@@ -263,3 +263,81 @@ async fn a_trimmed_history_says_the_same_after_the_loss_of_the_index() {
     assert_eq!(bench.tag("app", "gone").await, None);
     assert_eq!(bench.tag("app", "v1").await, Some(sha256(&two)));
 }
+
+/// Two replicas that are started at the same moment over an empty bucket agree on one epoch and one key.
+#[tokio::test]
+async fn replicas_that_start_together_agree() {
+    let redis = crate::redis_server::start().await;
+    let bucket = crate::s3_server::start().await;
+    let engines =
+        futures_util::future::join_all((0..4).map(|_| bench::engine(&redis, &bucket, bench::options()))).await;
+    let image = bench::image(b"config", &[b"layer"]);
+    let engines: Vec<_> = engines.into_iter().map(|engine| engine.unwrap()).collect();
+    let (id, progress) = on(&engines[0], "app").await.start_upload("me");
+    for engine in &engines {
+        let repository = on(engine, "app").await;
+        assert!(repository.upload_id(&id.to_string(), "me").is_ok(), "one key for all");
+    }
+    let body = berth::upload::Incoming::of("layer");
+    on(&engines[1], "app").await.finish(&id, Some(&progress.proof), None, &sha256(b"layer"), body).await.unwrap();
+    let (id, progress) = on(&engines[2], "app").await.start_upload("me");
+    let body = berth::upload::Incoming::of("config");
+    on(&engines[3], "app").await.finish(&id, Some(&progress.proof), None, &sha256(b"config"), body).await.unwrap();
+    push(&on(&engines[0], "app").await, &image, &["v1"]).await.unwrap();
+    for engine in &engines {
+        assert_eq!(tag_of(&on(engine, "app").await, "v1").await.unwrap(), Some(sha256(&image)));
+    }
+}
+
+/// An index that was emptied in place is the bucket's own still: a start begins the next epoch with it.
+#[tokio::test]
+async fn a_start_fills_its_own_emptied_index() {
+    let redis = crate::redis_server::start().await;
+    let bucket = crate::s3_server::start().await;
+    let mut options = bench::options();
+    options.timing.lease = Duration::from_millis(300);
+    options.timing.deadline = Duration::from_millis(600);
+    let bench = bench::over(&redis, &bucket, options).await;
+    let image = bench.image("app", "one").await;
+    bench.push("app", &image, &["v1"]).await.unwrap();
+    let client = redis::Client::open(redis.url()).unwrap();
+    let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+    redis::cmd("FLUSHALL").query_async::<()>(&mut connection).await.unwrap();
+    let a = bench.again(berth::registry::OtherIndex::Refuse).await.unwrap();
+    for engine in [&a, &bench.a, &bench.b] {
+        assert_eq!(tag_of(&on(engine, "app").await, "v1").await.unwrap(), Some(sha256(&image)));
+    }
+}
+
+/// A replica that listed the bucket long ago adopts nothing of what others have deleted since.
+#[tokio::test]
+async fn an_old_listing_brings_nothing_back() {
+    for stalled in [":links:app", ":manifests:app", ":tags:app"] {
+        let bench = bench::local(bench::options()).await;
+        let image = bench.image("app", "one").await;
+        let digest = bench.push("app", &image, &["v1"]).await.unwrap();
+        let bench = bench.with_new_index().await;
+        bench.probe_b.strike(How::Stall, move |_, call| call.kind == "commit" && call.about.contains(stalled));
+        let walk = tokio::spawn({
+            let b = std::sync::Arc::clone(&bench.b);
+            async move { reconcile::walk(&b, |_, _| {}).await }
+        });
+        while !bench.probe_b.has_struck() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let repository = on(&bench.a, "app").await;
+        repository.delete_manifest(&digest, "me").await.unwrap();
+        repository.delete_blob(&sha256(b"config of one")).await.unwrap();
+        repository.delete_blob(&sha256(b"layer of one")).await.unwrap();
+        berth::worker::work_once(&bench.a, ulid::Ulid::from(1_u128)).await.unwrap();
+        bench.probe_b.release();
+        walk.await.unwrap().unwrap();
+        for engine in [&bench.a, &bench.b] {
+            let repository = on(engine, "app").await;
+            assert_eq!(tag_of(&repository, "v1").await.unwrap(), None, "{stalled}");
+            assert!(repository.manifests().await.unwrap().is_empty(), "{stalled}");
+            assert_eq!(code(repository.blob(&sha256(b"layer of one")).await), Code::BlobUnknown, "{stalled}");
+            assert_eq!(code(repository.blob(&sha256(b"config of one")).await), Code::BlobUnknown, "{stalled}");
+        }
+    }
+}

@@ -376,3 +376,64 @@ async fn the_next_request_after_a_broken_connection_has_a_new_one() {
     assert!(tag_of(&repository, "v1").await.unwrap().is_some());
     assert!(bench.probe.cost().counts["list"] >= 1, "the bucket was asked again");
 }
+
+/// Waits until engine A's stalled call has begun.
+async fn stalled(bench: &Bench) {
+    while !bench.probe.has_struck() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+/// I7: from its reservation on a push holds what it needs, and the manifest that it found.
+#[tokio::test]
+async fn nothing_that_a_push_needs_is_deleted_under_it() {
+    let bench = bench::local(bench::options()).await;
+    let image = bench.image("app", "one").await;
+    for folder in ["/_manifests/", "/_tags/"] {
+        bench.probe.strike(How::Stall, move |_, call| call.kind == "put" && call.about.contains(folder));
+        let pushing = tokio::spawn({
+            let (repository, image) = (on(&bench.a, "app").await, image.clone());
+            async move { push(&repository, &image, &["v1"]).await }
+        });
+        stalled(&bench).await;
+        let other = on(&bench.b, "app").await;
+        assert_eq!(code(other.delete_blob(&sha256(b"layer of one")).await), Code::Denied);
+        assert_eq!(bench.tag("app", "v1").await, None);
+        let (digest, deleting) = (sha256(&image), on(&bench.b, "app").await);
+        let deleting = tokio::spawn(async move { deleting.delete_manifest(&digest, "me").await });
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        bench.probe.release();
+        pushing.await.unwrap().unwrap();
+        let deleted = deleting.await.unwrap();
+        let expected = if deleted.is_ok() { None } else { Some(sha256(&image)) };
+        assert_eq!(bench.tag("app", "v1").await, expected);
+        // For the second round the manifest is there, by another tag.
+        bench.push("app", &image, &["other"]).await.unwrap();
+        if expected.is_some() {
+            untag(&bench, "app", "v1").await.unwrap();
+        }
+    }
+    bench::whole_manifest(&bench.repo("app").await, &sha256(&image)).await.unwrap();
+}
+
+/// An attempt to link that was given up for dead can't commit any more.
+#[tokio::test]
+async fn a_mount_that_stalled_past_its_time_links_nothing() {
+    let expiry = Duration::from_secs(60);
+    let bench = bench::local(Options { upload_expiry: expiry, ..bench::options() }).await;
+    let digest = bench.blob("a", b"bytes").await;
+    bench.probe.strike(How::Stall, |_, call| call.kind == "put" && call.about.contains("/_blobs/"));
+    let mounting = tokio::spawn({
+        let (source, target, digest) = (on(&bench.a, "a").await, on(&bench.a, "b").await, digest.clone());
+        async move { target.mount(&source, &digest).await }
+    });
+    stalled(&bench).await;
+    bench.clock.advance(expiry * 2);
+    bench.work().await;
+    bench.probe.release();
+    assert!(mounting.await.unwrap().is_err());
+    assert_eq!(code(bench.read("b", &digest).await), Code::BlobUnknown);
+    bench.work().await;
+    assert_eq!(kinds(&bench.keys().await)["link"], 1, "its link is gone");
+    assert_eq!(bench.read("a", &digest).await.unwrap(), "bytes");
+}

@@ -453,3 +453,74 @@ async fn a_body_that_takes_longer_than_the_lease_is_taken() {
     repository.finish(&id, Some(&progress.proof), None, &sha256(b"slow"), body).await.unwrap();
     assert_eq!(bench.read("app", &sha256(b"slow")).await.unwrap(), "slow");
 }
+
+/// A closing request whose body is still coming in, and what lets it go on.
+fn held_back(bytes: &'static [u8]) -> (tokio::sync::oneshot::Sender<()>, Incoming) {
+    let (go_on, wait) = tokio::sync::oneshot::channel();
+    let body = stream::once(async move {
+        drop(wait.await);
+        Ok(Bytes::from_static(bytes))
+    });
+    (go_on, Incoming { stream: Box::pin(body), length: None })
+}
+
+#[tokio::test]
+async fn an_upload_that_was_ended_meanwhile_becomes_no_blob() {
+    let expiry = std::time::Duration::from_secs(60);
+    for how in ["cancelled", "wrong", "expired"] {
+        let bench = bench::local(Options { upload_expiry: expiry, ..bench::options() }).await;
+        let digest = sha256(b"slow");
+        let (id, progress) = start(&bench, "app").await;
+        let repository = on(&bench.a, "app").await;
+        let (go_on, body) = held_back(b"slow");
+        let closing = tokio::spawn({
+            let (id, digest) = (id.clone(), digest.clone());
+            async move { repository.finish(&id, Some(&progress.proof), None, &digest, body).await }
+        });
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        let other = on(&bench.b, "app").await;
+        match how {
+            "cancelled" => other.cancel_upload(&id).await.unwrap(),
+            "wrong" => {
+                let refused = other.finish(&id, None, None, &sha256(b"x"), Incoming::of("y")).await;
+                assert_eq!(code(refused), Code::DigestInvalid);
+            }
+            _ => {
+                bench.clock.advance(expiry * 2);
+                bench.work().await;
+            }
+        }
+        go_on.send(()).unwrap();
+        assert_eq!(code(closing.await.unwrap()), Code::BlobUploadUnknown, "{how}");
+        assert_eq!(code(bench.read("app", &digest).await), Code::BlobUnknown, "{how}");
+        assert_no_garbage(&bench, 0, 0).await;
+    }
+}
+
+/// The record of a first chunk and its bytes are written side by side: the one may be there without the other.
+#[tokio::test]
+async fn bytes_that_were_never_put_aside_are_not_believed() {
+    let bench = bench::local(bench::options()).await;
+    let digest = sha256(b"some");
+    for closing in [false, true] {
+        let (id, progress) = start(&bench, "app").await;
+        bench.probe.strike(crate::wrappers::How::HangBefore, |_, call| call.kind == "put");
+        let repository = on(&bench.a, "app").await;
+        let dying = tokio::spawn({
+            let id = id.clone();
+            async move { repository.append(&id, Some(&progress.proof), None, Algorithm::Sha256, Incoming::of("some")).await }
+        });
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        assert!(bench.probe.spare().is_some());
+        dying.abort();
+        let repository = on(&bench.b, "app").await;
+        if closing {
+            let closed = repository.finish(&id, None, None, &digest, Incoming::empty()).await;
+            assert_eq!(code(closed), Code::BlobUploadUnknown);
+        } else {
+            assert_eq!(code(repository.upload_progress(&id).await), Code::BlobUploadUnknown);
+        }
+        assert_eq!(code(bench.read("app", &digest).await), Code::BlobUnknown);
+    }
+    assert_no_garbage(&bench, 0, 0).await;
+}

@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, path::Path, process::Command};
 
 /// The calls that [`unsynced_before`] wants to see.
 const CALLS: &str = "trace=fsync,fdatasync,rename,renameat,renameat2,mkdir,mkdirat,unlink,unlinkat,rmdir,openat,\
-                     ftruncate,write,writev,pwrite64,pwritev";
+                     ftruncate,write,writev,pwrite64,pwritev,sendto";
 
 /// `strace`, tracing what follows into `trace`. A missing `strace` fails the test here, saying what to do.
 pub(crate) fn command(trace: &Path) -> Command {
@@ -40,13 +40,15 @@ pub(crate) fn unsynced_before(trace: &str, root: &Path, is_marker: impl Fn(&str)
     let mut dirty: BTreeMap<String, (usize, String)> = BTreeMap::new();
     let mut markers = 0;
     for call in calls(trace) {
-        if matches!(call.name.as_str(), "write" | "writev") && is_marker(&call.arguments) {
+        if matches!(call.name.as_str(), "write" | "writev" | "sendto") && is_marker(&call.arguments) {
             markers += 1;
             let open = dirty.iter().filter(|(path, _)| counts(root, path));
             complaints.extend(open.map(|(path, (_, why))| format!("{path}: {why}, before {}", call.arguments)));
             continue;
         }
-        apply(&call, &mut dirty);
+        if call.name != "sendto" {
+            apply(&call, &mut dirty);
+        }
     }
     assert!(markers > 0, "no marker in the trace");
     complaints

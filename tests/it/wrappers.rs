@@ -31,6 +31,8 @@ pub(crate) enum How {
     HangBefore,
     /// It happens and never returns.
     HangAfter,
+    /// It waits until [`Probe::release`] before it happens.
+    Stall,
     /// It happens, but so late that its deadline has passed; the store takes it all the same.
     Late,
 }
@@ -57,7 +59,7 @@ struct Seen {
 
 /// Watches one engine.
 #[derive(Default)]
-pub(crate) struct Probe(Mutex<Seen>);
+pub(crate) struct Probe(Mutex<Seen>, tokio::sync::Notify);
 
 impl fmt::Debug for Probe {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -98,6 +100,11 @@ impl Probe {
 
     pub(crate) fn has_struck(&self) -> bool {
         self.0.lock().unwrap().struck.is_some()
+    }
+
+    /// Lets a call that was stalled go on.
+    pub(crate) fn release(&self) {
+        self.1.notify_one();
     }
 
     pub(crate) fn reset(&self) {
@@ -145,6 +152,10 @@ impl Probe {
             None | Some(How::Late) => work.await,
             Some(How::Before) => Err(failure(How::Before)),
             Some(How::After) => work.await.and_then(|_| Err(failure(How::After))),
+            Some(How::Stall) => {
+                self.1.notified().await;
+                work.await
+            }
             Some(How::HangBefore) => std::future::pending().await,
             Some(How::HangAfter) => {
                 drop(work.await);

@@ -1,0 +1,8 @@
+//! Keys of the bucket.
+#![no_main]
+
+#[path = "../checks.rs"]
+#[expect(dead_code, reason = "each target makes one check")]
+mod checks;
+
+libfuzzer_sys::fuzz_target!(|input: &str| checks::key(input));
