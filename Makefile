@@ -33,5 +33,5 @@ docs-config: ## Write docs/configuration.md from the doc comments of the setting
 	WRITE_DOCS=1 $(CARGO) test --locked --test it config::the_reference
 
 loadtest: ## Compare Berth with CNCF Distribution on this machine, in some five minutes.
-	$(CARGO) build --release --locked
+	$(if $(COMMIT),SOURCE_COMMIT=$(COMMIT)) $(CARGO) build --release --locked
 	$(CARGO) run --release --locked -p loadtest -- compare
