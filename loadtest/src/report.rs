@@ -144,7 +144,8 @@ struct Range {
 impl Machine {
     /// This one, with the data in a directory.
     pub(crate) fn look(data: &Path) -> Result<Self> {
-        let file_system = output("stat", &["--file-system", "--format=%T", &data.display().to_string()]);
+        let listed = output("df", &["--output=fstype", &data.display().to_string()]);
+        let file_system = listed.lines().last().unwrap_or_default().to_owned();
         Ok(Self {
             processor: proc::field("/proc/cpuinfo", "model name")?,
             cores: std::thread::available_parallelism()?.get(),
