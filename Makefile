@@ -1,7 +1,7 @@
 # What people and CI run. `make run` and `make test` are all that a newcomer needs.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check check-all docs-config
+.PHONY: help run test check check-all docs-config loadtest
 
 CARGO ?= cargo
 # Told to the build, so that `berth --version` names the commit.
@@ -35,3 +35,7 @@ check-all: check ## That, and what is too long for each change: all other client
 
 docs-config: ## Write docs/configuration.md from the doc comments of the settings.
 	WRITE_DOCS=1 $(CARGO) test --locked --test it config::the_reference
+
+loadtest: ## Compare Berth with CNCF Distribution on this machine, in some five minutes.
+	$(if $(COMMIT),SOURCE_COMMIT=$(COMMIT)) $(CARGO) build --release --locked
+	$(CARGO) run --release --locked -p loadtest -- compare

@@ -13,6 +13,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::try_join_all;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -333,9 +334,9 @@ impl Leases {
             return Ok(());
         }
         let names = Names::new(number, shards);
-        for shard in names.shards() {
-            set_fence(&*index, shard, &names).await?;
-        }
+        // All at once: the embedded index makes them durable by one fsync instead of one each, and a first start
+        // answers the sooner.
+        try_join_all(names.shards().map(|shard| set_fence(&*index, shard, &names))).await?;
         tracing::info!(epoch = %number, shards, "the index serves a new epoch");
         Ok(())
     }

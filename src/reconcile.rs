@@ -7,13 +7,14 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use futures_util::{StreamExt, TryStreamExt, stream};
+use futures_util::{StreamExt, TryStreamExt, future::try_join_all, stream};
 use ulid::Ulid;
 
 use crate::{
+    epoch::Lease,
     error::{Error, Result},
     index::{
-        Ask, Batch, Check, Fact, Outcome, Write,
+        Ask, Batch, Check, Fact, Outcome, Shard, Write,
         facts::{
             self, DataFact, DataState, IntendedManifest, IntentFact, LinkFact, ManifestFact, TagFact, TagState, Target,
             TrashFact,
@@ -65,12 +66,16 @@ pub async fn walk(registry: &Arc<Registry>, mut progress: impl FnMut(&Repository
         progress(&name, walked);
     }
     let lease = registry.lease().await?;
-    for shard in lease.names.shards() {
-        let writes = vec![Write::Put(lease.names.settled(), bytes::Bytes::new())];
-        lease.commit(shard, Batch { writes, ..Batch::default() }).await?;
-        lease.saw_settled(shard);
-    }
+    try_join_all(lease.names.shards().map(|shard| settle(&lease, shard))).await?;
     Ok(walked)
+}
+
+/// Notes that all of a shard's repositories are known.
+async fn settle(lease: &Lease, shard: Shard) -> Result<()> {
+    let writes = vec![Write::Put(lease.names.settled(), bytes::Bytes::new())];
+    lease.commit(shard, Batch { writes, ..Batch::default() }).await?;
+    lease.saw_settled(shard);
+    Ok(())
 }
 
 /// Makes the tags of a bucket that is a copy count: where copying has lost the time at which a tag's newest

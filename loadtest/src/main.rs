@@ -1,0 +1,119 @@
+//! `loadtest compare`: Berth beside CNCF Distribution, on this machine, in one run.
+//!
+//! Both are started here, as they ship, on empty directories and loopback. Each round loads them one after the
+//! other, workload by workload, so that whatever else the machine does meets both alike; a figure is the median
+//! of the rounds. What a request costs is read from the outside, as the CPU time that the system has charged to
+//! the server's process. Nothing here is part of Berth, and nothing of Berth is used but its binary.
+
+mod client;
+mod content;
+mod load;
+mod proc;
+mod report;
+mod server;
+mod workload;
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand};
+
+use crate::{
+    content::Noise,
+    report::{Machine, Report, Round},
+    server::{Product, Server},
+    workload::Workload,
+};
+
+/// Compares container registries on one machine.
+#[derive(Debug, Parser)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Load Berth and CNCF Distribution in turn; print a table and write a JSON file.
+    Compare(Compare),
+}
+
+#[derive(Debug, clap::Args)]
+struct Compare {
+    /// How often everything is measured.
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    /// How long each workload of many small requests runs, in seconds.
+    #[arg(long, default_value_t = 2.0)]
+    seconds: f64,
+    /// Only the workloads whose name contains this.
+    #[arg(long, default_value = "")]
+    only: String,
+    /// Berth's binary.
+    #[arg(long, default_value = "target/release/berth")]
+    berth: PathBuf,
+    /// Distribution's binary; without, the right version is installed into target/tools.
+    #[arg(long)]
+    distribution: Option<PathBuf>,
+    /// Where the servers keep their data: a file system like the one that you would use.
+    #[arg(long, default_value = "target/loadtest")]
+    data: PathBuf,
+    /// Where the results go, as <date>.json.
+    #[arg(long, default_value = "loadtest/results")]
+    results: PathBuf,
+}
+
+/// The whole run ends by itself after this long.
+const AT_MOST: Duration = Duration::from_secs(12 * 60);
+
+/// One thread drives everything: a generator that needs more than one core would take from the servers what it
+/// is there to measure. Where that thread is busy, the report says so.
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<()> {
+    let Command::Compare(options) = Arguments::parse().command;
+    tokio::time::timeout(AT_MOST, compare(options)).await.context("the run took longer than 12 minutes")?
+}
+
+async fn compare(options: Compare) -> Result<()> {
+    let products = [Product::berth(&options.berth)?, Product::distribution(options.distribution.as_deref())?];
+    let noise = Arc::new(Noise::new());
+    std::fs::create_dir_all(&options.data)?;
+    content::warm_page_cache(&options.data, &noise)?;
+    let mut report = Report::new(Machine::look(&options.data)?, &products)?;
+    for number in 0..options.rounds {
+        eprintln!("round {} of {} (load average {})", number + 1, options.rounds, proc::load_average()?);
+        report.rounds.push(round(&options, &products, number, &noise).await?);
+    }
+    report.summarise();
+    println!("{}", report.table());
+    let path = report.write(&options.results)?;
+    println!("written to {}", path.display());
+    Ok(())
+}
+
+/// Measures everything once, on servers started for it. Who comes first alternates.
+async fn round(options: &Compare, products: &[Product], number: usize, noise: &Arc<Noise>) -> Result<Round> {
+    let mut order: Vec<usize> = (0..products.len()).collect();
+    order.rotate_left(number % products.len());
+    let mut round = Round { load_average: proc::load_average()?, samples: Vec::new() };
+    let mut servers = Vec::new();
+    for &place in &order {
+        let (server, samples) = Server::start(&products[place], &options.data).await?;
+        round.samples.extend(samples);
+        servers.push(server);
+    }
+    let workloads = Workload::all(number, noise, Duration::from_secs_f64(options.seconds));
+    for server in &servers {
+        workload::seed(server).await?;
+    }
+    for workload in workloads.iter().filter(|workload| workload.name().contains(&options.only)) {
+        for server in &servers {
+            let sample = workload.measure(server).await;
+            round.samples.push(sample.with_context(|| format!("{} on {}", workload.name(), server.name()))?);
+        }
+    }
+    for server in servers {
+        round.samples.push(server.stop().await?);
+    }
+    Ok(round)
+}
