@@ -226,7 +226,7 @@ impl Leases {
         if let Some((_, error)) = asking.as_ref().filter(|(failed, _)| *failed > arrived) {
             return Err(error.clone());
         }
-        let asked = match self.ask().await {
+        let asked = match self.ask_in_time().await {
             Ok(Standing::Ours(lease)) => Ok(lease),
             Ok(Standing::Fresh) => Err(Error::unavailable("the bucket names no index")),
             Ok(Standing::Unserved(number)) => {
@@ -249,10 +249,18 @@ impl Leases {
         let keeper = Arc::clone(self);
         tokio::spawn(async move {
             let Ok(_asking) = keeper.asking.try_lock() else { return };
-            if let Err(error) = keeper.ask().await {
+            if let Err(error) = keeper.ask_in_time().await {
                 tracing::warn!(%error, "the lease on the index was not renewed; it will be tried again with the next request");
             }
         });
+    }
+
+    /// Asks for as long as an answer can be of use: the lease counts from the question. Who asks keeps all
+    /// others waiting, so a store that never answers must not keep it asking.
+    async fn ask_in_time(self: &Arc<Self>) -> Result<Standing> {
+        let patience = self.timing.lease;
+        let late = |_| Error::unavailable("bucket and index did not answer within the time of a lease");
+        tokio::time::timeout(patience, self.ask()).await.map_err(late)?
     }
 
     /// Asks the bucket which index is believed, and this connection whether it is that one.

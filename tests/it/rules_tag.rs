@@ -377,6 +377,22 @@ async fn the_next_request_after_a_broken_connection_has_a_new_one() {
     assert!(bench.probe.cost().counts["list"] >= 1, "the bucket was asked again");
 }
 
+/// A bucket that never answers whether the index may still be believed keeps one question waiting for the
+/// time of a lease, and then nobody: neither the request that asked nor those behind it.
+#[tokio::test]
+async fn a_question_that_is_never_answered_does_not_stop_the_others() {
+    let bench = bench::local(bench::options()).await;
+    let image = bench.image("app", "one").await;
+    bench.push("app", &image, &["v1"]).await.unwrap();
+    tokio::time::sleep(bench::options().timing.lease * 2).await;
+    bench.probe.strike(How::HangBefore, |_, call| call.kind == "list");
+    let name = "app".parse().unwrap();
+    assert_eq!(code(bench.a.repository(&name).await), Code::Unavailable);
+    assert!(bench.probe.spare().is_some());
+    let repository = bench.a.repository(&name).await.unwrap();
+    assert!(tag_of(&repository, "v1").await.unwrap().is_some());
+}
+
 /// Waits until engine A's stalled call has begun.
 async fn stalled(bench: &Bench) {
     while !bench.probe.has_struck() {
