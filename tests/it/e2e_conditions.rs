@@ -18,7 +18,7 @@ use tempfile::TempDir;
 
 use crate::{
     berth::{Berth, Setup, run},
-    e2e_client::{Client, closing, hex, noise, sha256},
+    e2e_client::{Answer, Client, closing, hex, noise, sha256},
 };
 
 const PART: usize = 4 << 20;
@@ -102,7 +102,7 @@ async fn a_full_disk_is_said_and_is_given_back() {
         client.get(&format!("/v2/a/b/blobs/{digest}")).await.expect_error(404, "BLOB_UNKNOWN");
         let location = client.start_upload("a/b").await;
         client.send("PATCH", &location, &[], large).await.expect_error(503, "UNAVAILABLE");
-        client.delete(&location).await.expect(204);
+        patiently(async || client.delete(&location).await).await.expect(204);
         drop(fs::remove_file(&filler));
         until(|| disk.used() < before + (2 << 20)).await;
     }
@@ -128,8 +128,20 @@ async fn a_disk_that_is_full_at_the_very_end_is_given_back() {
     client.send("POST", &post, &[], blob.clone()).await.expect_error(503, "UNAVAILABLE");
     until(|| disk.used() < before + (1 << 20)).await;
     fs::remove_file(&filler).unwrap();
-    client.send("POST", &post, &[], blob.clone()).await.expect(201);
+    patiently(async || client.send("POST", &post, &[], blob.clone()).await).await.expect(201);
     client.expect_blob("a/b", &digest, &blob).await;
+}
+
+/// Does what `Retry-After` says: an index whose file could not grow is opened anew within a second or so.
+async fn patiently(send: impl AsyncFn() -> Answer) -> Answer {
+    for _ in 0..20 {
+        let answer = send().await;
+        if answer.status != 503 {
+            return answer;
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    send().await
 }
 
 #[tokio::test]
