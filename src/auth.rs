@@ -3,27 +3,14 @@
 //! An [`Identity`] is made here and nowhere else, and [`AccessRules`] decide from it and a repository's
 //! *name* alone: nothing here knows whether anything exists, so no answer can tell.
 
-use std::fmt;
+mod identity;
 
 use crate::{
     config::{RepositoryPattern, Role, Rule, Text, Who},
     oci::RepositoryName,
 };
 
-/// Who asks.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Identity {
-    /// Somebody who didn't say.
-    Anonymous,
-}
-
-impl fmt::Display for Identity {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Anonymous => f.write_str("anonymous"),
-        }
-    }
-}
+pub use identity::{Identity, Subject};
 
 /// What a request does to a repository.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -109,8 +96,9 @@ impl AccessRules {
 
 /// Whether `who` covers an identity.
 fn is(who: Who, identity: &Identity) -> bool {
-    match (who, identity) {
-        (Who::Everyone, _) | (Who::Anonymous, Identity::Anonymous) => true,
+    match who {
+        Who::Everyone => true,
+        Who::Anonymous => identity.subject == Subject::Anonymous,
     }
 }
 
@@ -126,7 +114,7 @@ mod tests {
     }
 
     fn may(rules: &AccessRules, repository: &str, action: Action) -> Option<bool> {
-        let grant = rules.decide(&Identity::Anonymous, &repository.parse().unwrap(), action);
+        let grant = rules.decide(&Identity::ANONYMOUS, &repository.parse().unwrap(), action);
         grant.map(|grant| grant.create_only)
     }
 
@@ -143,7 +131,7 @@ mod tests {
         for (role, expected) in table {
             let rules = AccessRules::new(role, Vec::new());
             assert_eq!([Pull, Push, Delete].map(|action| may(&rules, "a/b", action)), expected, "{role:?}");
-            assert_eq!(rules.may_anything(&Identity::Anonymous), role.is_some());
+            assert_eq!(rules.may_anything(&Identity::ANONYMOUS), role.is_some());
         }
     }
 
@@ -167,7 +155,7 @@ mod tests {
     #[test]
     fn a_rule_on_nothing_gives_nothing() {
         let rules = AccessRules::new(None, vec![rule(Who::Everyone, Role::Admin, &[])]);
-        assert!(!rules.may_anything(&Identity::Anonymous));
+        assert!(!rules.may_anything(&Identity::ANONYMOUS));
         assert_eq!(may(&rules, "a", Action::Pull), None);
     }
 }

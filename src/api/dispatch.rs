@@ -69,7 +69,7 @@ pub(super) async fn answer(State(api): State<Arc<Api>>, request: Request) -> Res
     let route = Route::parse(&head.method, head.uri.path(), head.uri.query(), &head.headers);
     let response = match route {
         Ok(route) => {
-            let identity = Identity::Anonymous;
+            let identity = Identity::ANONYMOUS;
             let seen = seen(&route, &identity);
             let done = match admit(&api.access, &route, &identity) {
                 Ok(grant) => serve(Call { api, identity, grant, headers: head.headers }, route, body).await,
