@@ -18,20 +18,30 @@ use crate::{
 };
 
 /// A Docker daemon; it ends when this is dropped.
-struct Daemon {
+pub(crate) struct Daemon {
     directory: TempDir,
     child: Option<Child>,
 }
 
 impl Daemon {
     /// Starts one with overlay2, or with vfs where the file system can't carry that.
-    fn start() -> Self {
+    pub(crate) fn start() -> Self {
+        Self::on(&["--bridge=none"])
+    }
+
+    /// The same with a network for containers.
+    pub(crate) fn with_network() -> Self {
+        Self::on(&[])
+    }
+
+    fn on(network: &[&str]) -> Self {
         let mut daemon = Self { directory: TempDir::new().unwrap(), child: None };
-        assert!(daemon.starts_with("overlay2") || daemon.starts_with("vfs"), "{}", daemon.log());
+        let started = daemon.starts_with("overlay2", network) || daemon.starts_with("vfs", network);
+        assert!(started, "{}", daemon.log());
         daemon
     }
 
-    fn starts_with(&mut self, driver: &str) -> bool {
+    fn starts_with(&mut self, driver: &str, network: &[&str]) -> bool {
         let log = fs::File::create(self.path("log")).unwrap();
         let mut child = Command::new("dockerd")
             .arg("--data-root")
@@ -42,7 +52,8 @@ impl Daemon {
             .arg(self.path("pid"))
             .arg("-H")
             .arg(self.socket())
-            .args(["--iptables=false", "--ip6tables=false", "--bridge=none"])
+            .args(["--iptables=false", "--ip6tables=false"])
+            .args(network)
             .args(["--storage-driver", driver, "--insecure-registry", "127.0.0.0/8"])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -59,7 +70,7 @@ impl Daemon {
         false
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 
@@ -71,24 +82,24 @@ impl Daemon {
         fs::read_to_string(self.path("log")).unwrap()
     }
 
-    fn docker(&self, arguments: &[&str]) -> Command {
+    pub(crate) fn docker(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new("docker");
         command.args(["-H", &self.socket()]).args(arguments);
         command.env("DOCKER_CONFIG", self.path("config")).env("DOCKER_BUILDKIT", "0");
         command
     }
 
-    fn run(&self, arguments: &[&str]) -> String {
+    pub(crate) fn run(&self, arguments: &[&str]) -> String {
         run(&mut self.docker(arguments))
     }
 
     /// The id of an image: the digest of its config, so the same bytes have the same.
-    fn id(&self, image: &str) -> String {
+    pub(crate) fn id(&self, image: &str) -> String {
         self.run(&["image", "inspect", "--format", "{{.Id}}", image])
     }
 
     /// An image of one layer, a tar of one file with these many bytes that can't be compressed.
-    fn import(&self, image: &str, size: usize) {
+    pub(crate) fn import(&self, image: &str, size: usize) {
         fs::write(self.path("noise"), noise(size as u64, size)).unwrap();
         let tar = self.path(&format!("{size}.tar"));
         run(Command::new("tar").arg("-C").arg(self.directory.path()).arg("-cf").arg(&tar).arg("noise"));
@@ -96,7 +107,7 @@ impl Daemon {
     }
 
     /// Takes an image away and pulls it again; fails unless it is the same.
-    fn pull_again(&self, image: &str) {
+    pub(crate) fn pull_again(&self, image: &str) {
         let id = self.id(image);
         self.run(&["rmi", "--force", id.trim()]);
         self.run(&["pull", image]);

@@ -13,13 +13,13 @@ use crate::{
 };
 
 /// A tool, with nothing of the user's own settings.
-struct Tool {
+pub(crate) struct Tool {
     name: &'static str,
     home: TempDir,
 }
 
 impl Tool {
-    fn new(name: &'static str) -> Self {
+    pub(crate) fn new(name: &'static str) -> Self {
         let home = TempDir::new().unwrap();
         // Buildah wants the file of credentials that `DOCKER_CONFIG` names to exist.
         fs::write(home.path().join("config.json"), "{}").unwrap();
@@ -34,7 +34,7 @@ impl Tool {
         command
     }
 
-    fn run(&self, arguments: &[&str]) -> String {
+    pub(crate) fn run(&self, arguments: &[&str]) -> String {
         run(&mut self.command(arguments))
     }
 
@@ -42,12 +42,21 @@ impl Tool {
         fails(&mut self.command(arguments))
     }
 
-    fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         self.home.path()
     }
 
+    /// For a tool that keeps images: not where the user's own are.
+    pub(crate) fn use_own_storage(&self) {
+        let storage = format!(
+            "[storage]\ndriver = \"vfs\"\ngraphroot = \"{0}/graph\"\nrunroot = \"{0}/run\"\n",
+            self.path().display()
+        );
+        fs::write(self.path().join("storage.conf"), storage).unwrap();
+    }
+
     /// A tar of one file, at `name` in the tool's own directory.
-    fn tar(&self, name: &str, seed: u64, size: usize) {
+    pub(crate) fn tar(&self, name: &str, seed: u64, size: usize) {
         fs::write(self.path().join("file"), noise(seed, size)).unwrap();
         run(Command::new("tar").current_dir(self.path()).args(["-cf", name, "file"]));
     }
@@ -155,11 +164,7 @@ fn buildah_commits_pushes_pulls_and_pushes_a_list() {
     let host = berth.host();
     let policy = r#"{"default": [{"type": "insecureAcceptAnything"}]}"#;
     fs::write(buildah.path().join("policy.json"), policy).unwrap();
-    let storage = format!(
-        "[storage]\ndriver = \"vfs\"\ngraphroot = \"{0}/graph\"\nrunroot = \"{0}/run\"\n",
-        buildah.path().display()
-    );
-    fs::write(buildah.path().join("storage.conf"), storage).unwrap();
+    buildah.use_own_storage();
     let policy = ["--signature-policy", "policy.json", "--tls-verify=false"];
     let transport = |verb: &[&str], more: &[&str]| buildah.run(&[verb, &policy[..], more].concat());
 
