@@ -181,6 +181,7 @@ async fn open_store(config: &Config) -> Result<Arc<dyn Store>, StartError> {
                 bucket: bucket.clone(),
                 prefix: prefix.clone(),
                 endpoint: s3.endpoint.as_ref().map(|endpoint| endpoint.as_str().to_owned()),
+                public_endpoint: s3.public_endpoint.as_ref().map(|endpoint| endpoint.as_str().to_owned()),
                 region: s3.region.as_ref().map(ToString::to_string),
                 path_style: s3.path_style,
                 access_key: s3

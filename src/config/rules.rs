@@ -76,7 +76,8 @@ fn check_index(config: &Config, sources: &Sources) -> Result<(), ConfigError> {
 fn check_s3(config: &Config, sources: &Sources) -> Result<(), ConfigError> {
     let s3 = &config.storage.s3;
     // A forgotten storage.url would otherwise keep a registry that was meant for a bucket in a directory.
-    let meant = ["endpoint", "region", "access_key_id", "secret_access_key"].map(|key| format!("storage.s3.{key}"));
+    let meant = ["endpoint", "public_endpoint", "region", "access_key_id", "secret_access_key"]
+        .map(|key| format!("storage.s3.{key}"));
     let set = meant.iter().find(|key| sources.is_set(key));
     if let (StorageUrl::File(_), Some(key)) = (&*config.storage.url, set) {
         let found = format!("found while storage.url is \"{}\"", config.storage.url);

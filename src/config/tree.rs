@@ -75,6 +75,10 @@ pub struct S3 {
     /// The store's URL, where it is not Amazon's own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<Text<Site>>,
+    /// The URL at which clients reach the store, where it is not the one that Berth uses itself. Only what
+    /// clients are redirected to names it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub public_endpoint: Option<Text<Site>>,
     /// The region. Where it is not set, `AWS_REGION` counts.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub region: Option<Text<Word>>,
