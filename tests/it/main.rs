@@ -20,6 +20,7 @@ mod history;
 mod imports;
 mod index;
 mod model;
+mod redirect;
 mod redis_server;
 mod rules_bench;
 mod rules_cost;
