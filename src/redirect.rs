@@ -114,14 +114,17 @@ impl Redirects {
             return Ok(Some(kept.url));
         }
         let Some(SignedUrl { url, life }) = self.sign(blob).await? else { return Ok(None) };
-        if life < LEAST_LIFE.min(self.ttl) {
-            return Ok(None);
-        }
+        let Some(again) = self.given_again(life) else { return Ok(None) };
         let url: Arc<str> = url.into();
-        // Whoever is given it last still has half of its life.
-        let until = now.saturating_add(life.as_millis() as u64 / 2);
+        let until = now.saturating_add(again.as_millis() as u64);
         self.urls.insert(key, KeptUrl { url: Arc::clone(&url), until });
         Ok(Some(url))
+    }
+
+    /// For how long a URL that lives for `life` is given out again: whoever gets it last still has half of that.
+    /// `None` where it isn't given out at all.
+    fn given_again(&self, life: Duration) -> Option<Duration> {
+        (life >= LEAST_LIFE.min(self.ttl)).then_some(life / 2)
     }
 
     /// Whether the bytes come from here, wherever they could be fetched.
@@ -155,5 +158,36 @@ impl Cdn {
         match kind {
             CdnKind::CloudFront => Ok(Some(Self::CloudFront(CloudFront::new(url.as_str(), id, key.reveal())?))),
         }
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+
+    /// Credentials that are about to expire sign URLs that end with them.
+    #[test]
+    fn a_url_that_ends_early_is_given_again_for_less_or_not_at_all() {
+        let redirects = Redirects::new(&config::Redirect::default()).unwrap().unwrap();
+        let seconds = Duration::from_secs;
+        for (life, again) in [
+            (seconds(1200), Some(seconds(600))),
+            (seconds(10), Some(seconds(5))),
+            (seconds(4), None),
+            (seconds(0), None),
+        ] {
+            assert_eq!(redirects.given_again(life), again, "{life:?}");
+        }
+    }
+
+    #[test]
+    fn urls_are_kept_within_their_memory() {
+        let urls = Urls::with_weighter(64, 64 << 10, BytesOf);
+        for number in 0..10_000_u128 {
+            let kept = KeptUrl { url: "x".repeat(500).into(), until: 0 };
+            urls.insert(DataKey(number.into()), kept);
+        }
+        assert!(urls.weight() <= 64 << 10 && urls.len() > 50, "{} bytes of {}", urls.weight(), urls.len());
     }
 }
