@@ -26,7 +26,7 @@ impl Tool {
         Self { name, home }
     }
 
-    fn command(&self, arguments: &[&str]) -> Command {
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(self.name);
         command.args(arguments).current_dir(self.path()).env("HOME", self.path());
         command.env("XDG_RUNTIME_DIR", self.path()).env("DOCKER_CONFIG", self.path());
@@ -63,7 +63,7 @@ impl Tool {
 }
 
 /// Two images for two platforms, and an image index of both, by crane.
-fn push_index(crane: &Tool, host: &str) -> String {
+pub(crate) fn push_index(crane: &Tool, host: &str) -> String {
     for (platform, seed, size) in [("linux/amd64", 1, 1000), ("linux/arm64", 2, 6 << 20)] {
         let architecture = platform.split('/').nth(1).unwrap();
         crane.tar("layer.tar", seed, size);

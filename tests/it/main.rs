@@ -22,6 +22,7 @@ mod imports;
 mod index;
 mod infra;
 mod model;
+mod redirect;
 mod redis_server;
 mod replicas;
 mod rules_bench;
