@@ -22,10 +22,8 @@ const EMPTY: &str = "application/vnd.oci.empty.v1+json";
 const R: &str = "suite/main";
 
 /// A registry in this process, without a socket.
-pub(crate) async fn open<K: Into<String>, V: Into<String>>(
-    settings: impl IntoIterator<Item = (K, V)>,
-) -> (App, Client) {
-    let settings = settings.into_iter().map(|(key, value)| (key.into(), value.into()));
+pub(crate) async fn open(settings: &[(&str, impl AsRef<str>)]) -> (App, Client) {
+    let settings = settings.iter().map(|(key, value)| ((*key).to_owned(), value.as_ref().to_owned()));
     let loaded = Config::load(LoadArgs::default(), settings).unwrap();
     let app = App::open(loaded.config, OtherIndex::Refuse).await.unwrap();
     // What the background does at a start: the catalog waits for it.
@@ -38,16 +36,16 @@ pub(crate) async fn open<K: Into<String>, V: Into<String>>(
 async fn over_all(check: impl AsyncFn(Client)) {
     let directory = TempDir::new().unwrap();
     let url = format!("file:{}", directory.path().display());
-    let (_app, client) = open([("BERTH_STORAGE__URL", url.as_str()), ("BERTH_STORAGE__SYNC", "false")]).await;
+    let (_app, client) = open(&[("BERTH_STORAGE__URL", url.as_str()), ("BERTH_STORAGE__SYNC", "false")]).await;
     check(client).await;
     let (shared, redis) = (s3_server::start().await, redis_server::start().await);
     let settings = [shared.settings(), vec![("BERTH_INDEX__URL", redis.url())]].concat();
-    let (_app, client) = open(settings).await;
+    let (_app, client) = open(&settings).await;
     check(client).await;
     let (alone, index) = (s3_server::start().await, TempDir::new().unwrap());
     let index = format!("embedded:{}", index.path().display());
     let settings = [alone.settings(), vec![("BERTH_INDEX__URL", index), ("BERTH_STORAGE__SYNC", "false".to_owned())]];
-    let (_app, client) = open(settings.concat()).await;
+    let (_app, client) = open(&settings.concat()).await;
     check(client).await;
 }
 

@@ -49,7 +49,7 @@ impl Counted {
     /// what goes by is the operation's own.
     async fn open(&self) -> (App, Client) {
         let lease = [("BERTH_INDEX__LEASE", "1h".to_owned())];
-        let opened = conformance::open([&self.settings[..], &lease].concat()).await;
+        let opened = conformance::open(&[&self.settings[..], &lease].concat()).await;
         self.forget();
         opened
     }
@@ -157,8 +157,8 @@ async fn reading_costs_one_round_trip() {
     let blob = format!("/v2/team/app/blobs/{}", sha256(&layer));
     client.head(&blob).await.expect(200);
     counted.assert("HEAD of a blob", 1, 0);
-    client.expect_blob("team/app", &sha256(&layer), &layer).await;
-    counted.assert("a blob, streamed", 1, 1);
+    client.get(&blob).await.expect(307);
+    counted.assert("a blob, redirected", 1, 0);
 }
 
 /// The bytes are cut into parts on their way, so that what isn't a part is the price of an upload.

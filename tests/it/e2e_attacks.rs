@@ -43,7 +43,7 @@ async fn registry(anonymous: &str, settings: &[(&str, &str)]) -> Registry {
     let url = format!("file:{}", directory.path().display());
     let own =
         [("BERTH_STORAGE__URL", url.as_str()), ("BERTH_STORAGE__SYNC", "false"), ("BERTH_AUTH__ANONYMOUS", anonymous)];
-    let (app, client) = open([&own[..], settings].concat()).await;
+    let (app, client) = open(&[&own[..], settings].concat()).await;
     Registry { client, app, _directory: directory }
 }
 

@@ -74,11 +74,15 @@ const OVER: &str = "BERTH_TEST_OVER";
 /// Over an embedded index and a local directory, or what [`OVER`] says.
 pub(crate) async fn local(options: Options) -> Bench {
     match std::env::var(OVER).as_deref() {
-        Ok("redis+s3") => return remote(options).await,
-        Ok("embedded+s3") => return alone(options).await,
+        Ok("redis+s3") => remote(options).await,
+        Ok("embedded+s3") => alone(options).await,
         Ok(other) => panic!("{OVER}: {other}"),
-        Err(_) => {}
+        Err(_) => in_directory(options).await,
     }
+}
+
+/// Over an embedded index and a local directory: for tests whose parts are small, or that open hundreds.
+pub(crate) async fn in_directory(options: Options) -> Bench {
     let directory = tempfile::tempdir().unwrap();
     let store: Arc<dyn Store> = Arc::new(Local::open(directory.path(), false).unwrap());
     let connect = Arc::new(Embedded::open(&directory.path().join(".index"), false).unwrap());

@@ -192,7 +192,7 @@ fn slow_body(chunks: usize, taken: Arc<std::sync::atomic::AtomicUsize>) -> Incom
 /// from nothing, then from what they had put aside.
 #[tokio::test]
 async fn many_slow_uploads_share_a_small_budget() {
-    let bench = bench::local(Options { upload_memory: 4 * PART, ..bench::options() }).await;
+    let bench = bench::in_directory(Options { upload_memory: 4 * PART, ..bench::options() }).await;
     let uploads = (0..200).map(|number| {
         let bench = &bench;
         async move {
@@ -218,7 +218,7 @@ async fn many_slow_uploads_share_a_small_budget() {
 /// A body that never moves keeps what it holds, and others go on beside it as long as there is room for one.
 #[tokio::test]
 async fn a_body_that_never_moves_stops_nobody() {
-    let bench = bench::local(Options { upload_memory: 4 * PART, ..bench::options() }).await;
+    let bench = bench::in_directory(Options { upload_memory: 4 * PART, ..bench::options() }).await;
     let repository = on(&bench.a, "app").await;
     let (id, progress) = repository.start_upload("me");
     let stalled = tokio::spawn(async move {
@@ -236,7 +236,7 @@ async fn a_body_that_never_moves_stops_nobody() {
 /// a body is not begun to be read before there is room for it.
 #[tokio::test]
 async fn a_body_is_not_read_before_there_is_room() {
-    let bench = bench::local(Options { upload_memory: 2 * PART, ..bench::options() }).await;
+    let bench = bench::in_directory(Options { upload_memory: 2 * PART, ..bench::options() }).await;
     let mut stalled = Vec::new();
     let taken: Arc<std::sync::atomic::AtomicUsize> = Arc::default();
     for _ in 0..10 {

@@ -106,7 +106,7 @@ async fn every_size(bench: &Bench, around: &[usize]) {
 
 #[tokio::test]
 async fn a_blob_is_what_was_sent_in_pieces_of_any_size() {
-    let bench = bench::local(bench::options()).await;
+    let bench = bench::in_directory(bench::options()).await;
     let p = bench.part;
     every_size(&bench, &[0, 1, p - 1, p, p + 1, 2 * p - 1, 2 * p, 2 * p + 1, 5 * p + 3]).await;
     bench.work().await;
