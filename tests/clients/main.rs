@@ -4,6 +4,7 @@
 //! test; each prints which version it was and how long it took.
 
 mod buildkit;
+mod compose;
 mod containerd;
 mod cosign;
 mod helm;
@@ -15,6 +16,9 @@ mod tool;
 #[expect(dead_code, reason = "the other tests use the rest of it")]
 #[path = "../it/berth.rs"]
 mod berth;
+#[expect(dead_code, reason = "the other tests use the rest of it")]
+#[path = "../it/docker_daemon.rs"]
+mod docker_daemon;
 #[expect(dead_code, reason = "the other tests use the rest of it")]
 #[path = "../it/e2e_client.rs"]
 mod e2e_client;

@@ -14,8 +14,8 @@ use bytes::Bytes;
 use crate::{
     berth::{Berth, Setup},
     conformance,
+    docker_daemon::Daemon,
     e2e_client::{Client, closing, image, noise, sha256},
-    e2e_docker::Daemon,
     e2e_tools::Tool,
     redis_server::{self, RedisServer},
     s3_server::{self, S3Server},

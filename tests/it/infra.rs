@@ -1,35 +1,20 @@
 //! The container image, built as `make image` builds it and run as docs/container.md says.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::{fs, path::Path, process::Command, thread, time::Duration};
+use std::{fs, path::Path, thread, time::Duration};
 
 use crate::{
-    berth::{fails, free_port, run},
-    e2e_docker::Daemon,
+    berth::{fails, free_port},
+    docker_daemon::Daemon,
 };
 
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-}
-
-/// A daemon that has the image.
-fn daemon_with_image() -> Daemon {
-    let daemon = Daemon::with_network();
-    let context = daemon.path("image");
-    let mut stage = Command::new(root().join("scripts/stage-image"));
-    run(stage.arg(env!("CARGO_BIN_EXE_berth")).arg(&context));
-    // What is only there to be read by a debugger would be most of the image.
-    run(Command::new("strip").arg(context.join("root/usr/bin/berth")));
-    let dockerfile = root().join("infra/Dockerfile");
-    let (dockerfile, context) = (dockerfile.to_str().unwrap(), context.to_str().unwrap());
-    daemon.run(&["build", "--tag", "berth", "--build-arg", "SOURCE_COMMIT=abc", "--file", dockerfile, context]);
-    daemon
+fn page(path: &str) -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
 }
 
 /// The command of docs/container.md that begins so, on `port`, in the background, and looked after every moment.
 fn documented(begin: &str, port: u16) -> Vec<String> {
-    let page = fs::read_to_string(root().join("docs/container.md")).unwrap();
-    let page = page.replace("\\\n", " ");
+    let page = page("docs/container.md").replace("\\\n", " ");
     let command = page.lines().find(|line| line.starts_with(begin)).expect("a command of that page");
     let command = command.replace("-p 5000:5000", &format!("-p 127.0.0.1:{port}:5000"));
     let mut words: Vec<String> = command.split_whitespace().skip(1).map(str::to_owned).collect();
@@ -53,7 +38,8 @@ fn start(daemon: &Daemon, arguments: &[String]) -> String {
 
 #[test]
 fn the_image_runs_as_documented() {
-    let daemon = daemon_with_image();
+    let daemon = Daemon::with_network();
+    daemon.build_berth();
     let facts = daemon.run(&["inspect", "--format", "{{.Config.User}} {{json .Config.Labels}}", "berth"]);
     assert!(facts.starts_with("65532:65532 ") && facts.contains("image.revision\":\"abc\""), "{facts}");
     println!(
@@ -89,8 +75,7 @@ fn the_image_runs_as_documented() {
 
 #[test]
 fn the_page_shows_the_balancer_as_it_is_tested() {
-    let file = fs::read_to_string(root().join("infra/nginx.conf")).unwrap();
-    let page = fs::read_to_string(root().join("docs/replicas.md")).unwrap();
+    let (file, page) = (page("infra/nginx.conf"), page("docs/replicas.md"));
     let shown = page.split("```nginx\n").nth(1).unwrap().split("```").next().unwrap();
     let without_addresses = |text: &str| -> Vec<String> {
         text.lines()

@@ -7,6 +7,7 @@ mod cli;
 mod config;
 mod conformance;
 mod counting;
+mod docker_daemon;
 mod e2e_attacks;
 mod e2e_client;
 mod e2e_conditions;

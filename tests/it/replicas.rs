@@ -22,8 +22,8 @@ use tempfile::TempDir;
 
 use crate::{
     berth::{Berth, Setup, free_port},
+    docker_daemon::Daemon,
     e2e_client::{Client, closing, noise, sha256},
-    e2e_docker::Daemon,
     e2e_tools::Tool,
     redis_server::{self, RedisServer},
     s3_server::{self, S3Server},
