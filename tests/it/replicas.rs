@@ -94,7 +94,11 @@ impl Cluster {
             let settings: Vec<(&str, &str)> = settings.iter().map(|(key, value)| (*key, value.as_str())).collect();
             Setup::of(&settings).start()
         };
-        let replicas: Vec<Berth> = (0..3).map(|_| replica()).collect();
+        // All at once, as an orchestrator does it, on a bucket that holds nothing yet.
+        let replicas: Vec<Berth> = thread::scope(|scope| {
+            let starting = [(); 3].map(|()| scope.spawn(replica));
+            starting.map(|replica| replica.join().unwrap()).into()
+        });
         let nginx = Nginx::start(&replicas.iter().map(Berth::host).collect::<Vec<_>>());
         Self { nginx, replicas, _servers: (s3, redis) }
     }

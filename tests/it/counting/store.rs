@@ -26,11 +26,16 @@ pub(crate) struct Asked {
 }
 
 impl Asked {
-    /// Whether no push waits for it: which index may be believed is asked by the clock, and the collection
-    /// deletes, and lists a tag's history to see whether it has become too long.
-    pub(crate) fn is_background(&self) -> bool {
+    /// What the background asks it for, where no push waits for it: which index may be believed is asked by
+    /// the clock, and the collection deletes, and lists a tag's history to see whether it has become too long.
+    pub(crate) fn background(&self) -> Option<&'static str> {
         let lists = |what| self.target.contains("list-type=2") && self.target.contains(what);
-        self.method == Method::DELETE || lists("epochs%2F") || lists("%2F_tags%2F")
+        match () {
+            () if self.method == Method::DELETE => Some("what was thrown away"),
+            () if lists("epochs%2F") => Some("which index is believed"),
+            () if lists("%2F_tags%2F") => Some("the histories of tags"),
+            () => None,
+        }
     }
 
     /// Whether it carries one part of a larger object.
