@@ -138,6 +138,24 @@ async fn a_new_small_image_costs_six_requests() {
 }
 
 #[tokio::test]
+async fn each_step_of_a_push_costs_what_it_should() {
+    let counted = Counted::start(Duration::ZERO).await;
+    let (_app, client) = counted.open().await;
+    let [config, layer] = content(1);
+    let location = client.start_upload("team/app").await;
+    counted.assert("POST", 0, 0);
+    let location = client.send("PATCH", &location, &[], layer.clone()).await.expect(202).location();
+    counted.assert("the first PATCH of a small blob", 1, 1);
+    client.send("PUT", &closing(&location, &sha256(&layer)), &[], "").await.expect(201);
+    counted.assert("the empty PUT that closes it", 2, 1);
+    let location = client.start_upload("team/app").await;
+    client.send("PUT", &closing(&location, &sha256(&config)), &[], config.clone()).await.expect(201);
+    counted.assert("PUT of a small blob", 2, 2);
+    client.push_manifest("team/app", "1", &image(&config, &[layer])).await.expect(201);
+    counted.assert("a manifest with a tag", 2, 2);
+}
+
+#[tokio::test]
 async fn what_is_there_already_costs_less() {
     let counted = Counted::start(Duration::ZERO).await;
     let (_app, client) = counted.open().await;

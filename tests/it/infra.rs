@@ -1,10 +1,10 @@
 //! The container image, built as `make image` builds it and run as docs/container.md says.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::{fs, path::Path, thread, time::Duration};
+use std::{fs, path::Path, process::Command, thread, time::Duration};
 
 use crate::{
-    berth::{fails, free_port},
+    berth::{Berth, fails, free_port, run},
     docker_daemon::Daemon,
 };
 
@@ -71,6 +71,21 @@ fn the_image_runs_as_documented() {
     daemon.run(&["rm", "--force", "registry"]);
     start(&daemon, &command);
     daemon.pull_again(&image);
+}
+
+#[test]
+fn health_is_what_the_server_says() {
+    let mut berth = Berth::start();
+    let admin = berth.admin().to_string();
+    let health = || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_berth"));
+        command.arg("health").env("BERTH_ADMIN__LISTEN", &admin);
+        command
+    };
+    assert!(run(&mut health()).contains("ready"));
+    berth.kill9();
+    let said = fails(&mut health());
+    assert!(said.contains(&admin) && said.contains("doesn't answer"), "{said}");
 }
 
 #[test]
