@@ -101,7 +101,7 @@ async fn answer(seen: Arc<Seen>, request: Request<Incoming>) -> hyper::Result<Re
             StatusCode::OK,
             "<CompleteMultipartUploadResult><ETag>\"whole\"</ETag></CompleteMultipartUploadResult>",
         ),
-        Method::GET if key.is_empty() => said(StatusCode::OK, &listing(&objects, &query)),
+        Method::GET if key.is_empty() => said(StatusCode::OK, listing(&objects, &query)),
         Method::GET | Method::HEAD => match objects.get(&key) {
             Some(object) => said(StatusCode::OK, object.clone()),
             None => said(StatusCode::NOT_FOUND, "<Error><Code>NoSuchKey</Code></Error>"),
