@@ -9,11 +9,12 @@ use std::{
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
+use tokio::task::JoinSet;
 
 use crate::{
     berth::{Berth, Setup},
     discarding_s3,
-    e2e_client::{closing, hex, noise},
+    e2e_client::{Client, closing, hex, noise},
 };
 
 const PIECE: usize = 1 << 20;
@@ -40,11 +41,16 @@ impl Pushes {
         if let Some(scratch) = &self.scratch {
             environment.push(("BERTH_LIMITS__UPLOAD_SCRATCH", scratch.path().display().to_string()));
         }
+        // The clients hash what they send on the machine that the server is on: any of them may be slow.
+        let timeouts =
+            ["BERTH_LIMITS__HEADER_TIMEOUT", "BERTH_LIMITS__IDLE_TIMEOUT", "BERTH_LIMITS__BODY_IDLE_TIMEOUT"];
+        environment.extend(timeouts.map(|timeout| (timeout, "1h".to_owned())));
         let environment: Vec<(&str, &str)> = environment.iter().map(|(key, value)| (*key, value.as_str())).collect();
         let berth = Setup::of(&environment).start();
         let noise = noise(7, PIECE);
-        let pushes = (0..self.count).map(|number| push(&berth, number, self.mebibytes, noise.clone()));
-        futures_util::future::join_all(pushes).await;
+        let pushes: JoinSet<()> =
+            (0..self.count).map(|number| push(berth.client(), number, self.mebibytes, noise.clone())).collect();
+        pushes.join_all().await;
         let (parts, bytes) = store.discarded();
         let most = most_memory(&berth);
         let Self { count, mebibytes, budget, .. } = self;
@@ -55,8 +61,8 @@ impl Pushes {
 }
 
 /// One blob of its own content, of which every piece has its number in front, by PATCH and PUT.
-async fn push(berth: &Berth, number: u64, mebibytes: u64, noise: Bytes) {
-    let (client, repository) = (berth.client(), format!("many/{number}"));
+async fn push(client: Client, number: u64, mebibytes: u64, noise: Bytes) {
+    let repository = format!("many/{number}");
     let hasher = Arc::new(Mutex::new(Sha256::new()));
     let hashed = Arc::clone(&hasher);
     let pieces = (0..mebibytes).map(move |at| {

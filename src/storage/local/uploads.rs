@@ -19,6 +19,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use rustix::fs::FallocateFlags;
 use ulid::Ulid;
 
 use super::{MultipartId, PartId, StorageError, directory::Directory, explain};
@@ -132,6 +133,7 @@ impl Directory {
         // Never created here: an upload that has ended stays ended.
         let file = File::options().write(true).open(self.upload_path(upload))?;
         let mut offset = part.number as u64 * part.part_size;
+        reserve(&file, offset, part.length);
         for chunk in chunks {
             file.write_all_at(chunk, offset)?;
             offset += chunk.len() as u64;
@@ -200,6 +202,15 @@ impl Directory {
         *ended = true;
         self.uploads.forget(upload);
         Ok(())
+    }
+}
+
+/// Asks for the blocks of a part at once rather than by each write: on ext4 writing 1 GiB and syncing it took 0.27 s of
+/// system time with it and 0.37 s without (the least of seven runs each, in turn), some 5 % of a push. The file grows
+/// no longer by it. Where it fails, the writes say why, or succeed without.
+fn reserve(file: &File, offset: u64, length: u64) {
+    if length > 0 {
+        let _ = rustix::fs::fallocate(file, FallocateFlags::KEEP_SIZE, offset, length);
     }
 }
 
