@@ -23,6 +23,7 @@ mod imports;
 mod index;
 mod many_pushes;
 mod model;
+mod redirect;
 mod redis_server;
 mod rules_bench;
 mod rules_cost;
