@@ -198,7 +198,7 @@ fn each_mistake_is_one_line() {
             "limits.upload_memory (BERTH_LIMITS__UPLOAD_MEMORY): found \"7MiB\"; want at least \"8MiB\", two parts of a blob in a directory",
         ),
         (
-            "storage.url = \"s3://bucket\"\n",
+            "storage.url = \"s3://bucket\"\nindex.url = \"redis://r\"\n",
             &[("BERTH_LIMITS__UPLOAD_MEMORY", "31MiB")],
             "limits.upload_memory (BERTH_LIMITS__UPLOAD_MEMORY): found \"31MiB\"; want at least \"32MiB\", two parts of a blob in S3",
         ),
