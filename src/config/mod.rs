@@ -22,13 +22,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-pub use address::{CorsOrigin, IndexUrl, Listen, Namespace, RedisUrl, Site, StorageUrl};
+pub use address::{CorsOrigin, IndexUrl, Listen, Namespace, ProxyUrl, RedisUrl, Site, StorageUrl};
 pub use error::{ConfigError, Origin};
 pub use pattern::{RepositoryPattern, TagPattern};
 pub use reference::reference;
-pub use text::{MASK, Secret, Text, Word, Written};
+pub use text::{MASK, Secret, StorageClass, Text, Word, Written};
 pub use tree::{
-    Admin, Anonymous, Auth, Config, Index, Limits, Log, LogFormat, Role, Rule, S3, Server, Storage, Tags, Who,
+    Admin, Anonymous, Auth, Config, Index, Limits, Log, LogFormat, Proxy, Role, Rule, S3, S3Checksum, S3Encryption,
+    Server, Storage, Tags, Who,
 };
 pub use units::{Ceiling, LogFilter, Size};
 
@@ -64,12 +65,12 @@ impl Sources {
         self.0.get(key).unwrap_or(&Origin::Default)
     }
 
-    fn is_set(&self, key: &str) -> bool {
-        self.0.contains_key(key)
+    fn any_under(&self, table: &str) -> bool {
+        self.first_under(table).is_some()
     }
 
-    fn any_under(&self, table: &str) -> bool {
-        self.0.keys().any(|key| key.strip_prefix(table).is_some_and(|rest| rest.starts_with('.')))
+    fn first_under(&self, table: &str) -> Option<String> {
+        self.0.keys().find(|key| key.strip_prefix(table).is_some_and(|rest| rest.starts_with('.'))).cloned()
     }
 }
 

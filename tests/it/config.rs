@@ -338,14 +338,6 @@ fn port_counts_where_nothing_else_says_where_to_listen() {
     assert_eq!(listen("", &[("PORT", "8080"), ("BERTH_SERVER__LISTEN", "127.0.0.1:1")]), "127.0.0.1:1");
 }
 
-#[test]
-fn an_endpoint_means_path_style_unless_it_is_said_otherwise() {
-    let text =
-        "storage.url = \"s3://b\"\nindex.url = \"embedded:x\"\nstorage.s3.endpoint = \"http://127.0.0.1:9000\"\n";
-    assert!(config(text, &[]).storage.s3.path_style);
-    assert!(!config(text, &[("BERTH_STORAGE__S3__PATH_STYLE", "false")]).storage.s3.path_style);
-}
-
 /// A bucket with every secret there is.
 const SECRETS: &str = "\
 [storage]

@@ -27,7 +27,12 @@ const LEVELS: [&[&str]; 13] = [
 ];
 
 /// The foreign crates that have owners, and exactly who imports each.
-const OWNED: [(&str, &[&str]); 24] = [
+const OWNED: [(&str, &[&str]); 30] = [
+    ("aws_config", &["storage"]),
+    ("aws_credential_types", &["storage"]),
+    ("aws_sdk_s3", &["storage"]),
+    ("aws_smithy_runtime_api", &["storage"]),
+    ("aws_types", &["storage"]),
     ("axum", &["api", "app", "server"]),
     ("base64", &["registry", "upload"]),
     ("chrono", &["cli", "storage"]),
@@ -35,7 +40,7 @@ const OWNED: [(&str, &[&str]); 24] = [
     ("clap_complete", &["cli"]),
     ("hmac", &["upload"]),
     ("http", &["api", "config", "server", "storage"]),
-    ("http_body", &["api", "server"]),
+    ("http_body", &["api", "server", "storage"]),
     ("http_body_util", &["api"]),
     ("hyper", &["server"]),
     ("hyper_util", &["server"]),
@@ -44,6 +49,7 @@ const OWNED: [(&str, &[&str]); 24] = [
     ("quick_cache", &["registry"]),
     ("redb", &["index"]),
     ("redis", &["index"]),
+    ("reqwest", &["storage"]),
     ("rustix", &["epoch", "storage", "telemetry"]),
     ("schemars", &["config"]),
     ("serde_path_to_error", &["config"]),
