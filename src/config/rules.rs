@@ -1,6 +1,6 @@
 //! What must hold between settings, and the defaults that depend on other settings.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, ops::RangeInclusive, time::Duration};
 
 use super::{
     Sources,
@@ -13,6 +13,10 @@ use super::{
 
 /// The smallest part of a multipart upload that S3 takes, but for the last.
 const SMALLEST_PART: Size = Size(5 << 20);
+
+/// How long a URL for a redirect may live. Below ten seconds a slow client would find it dead; seven days is the
+/// most that S3 signs for: <https://docs.aws.amazon.com/AmazonS3/latest/API/sigv4-query-string-auth.html>.
+const REDIRECT_TTL: RangeInclusive<Duration> = Duration::from_secs(10)..=Duration::from_secs(7 * 24 * 3600);
 
 /// Fills in the defaults that depend on other settings.
 pub(super) fn settle(config: &mut Config, sources: &Sources) {
@@ -28,6 +32,7 @@ pub(super) fn check(config: &Config, sources: &Sources) -> Result<(), ConfigErro
     check_index(config, sources)?;
     check_s3(config, sources)?;
     check_proxy(config, sources)?;
+    check_redirect(config, sources)?;
     check_upload_memory(config, sources)
 }
 
@@ -90,8 +95,8 @@ fn check_s3(config: &Config, sources: &Sources) -> Result<(), ConfigError> {
     ];
     for (key, is_given, needed, is_there) in needs {
         if is_given && !is_there {
-            let found = format!("found without storage.s3.{needed}");
-            return refuse(sources, &format!("storage.s3.{key}"), found, "want both or neither");
+            let (key, needed) = (format!("storage.s3.{key}"), format!("storage.s3.{needed}"));
+            return refuse(sources, &key, format!("found without {needed}"), &format!("want {needed} with it"));
         }
     }
     Ok(())
@@ -101,7 +106,36 @@ fn check_proxy(config: &Config, sources: &Sources) -> Result<(), ConfigError> {
     if config.proxy.no_proxy.is_empty() || config.proxy.url.is_some() {
         return Ok(());
     }
-    refuse(sources, "proxy.no_proxy", "found without proxy.url".to_owned(), "want both or neither")
+    refuse(sources, "proxy.no_proxy", "found without proxy.url".to_owned(), "want proxy.url with it")
+}
+
+fn check_redirect(config: &Config, sources: &Sources) -> Result<(), ConfigError> {
+    let ttl = *config.redirect.ttl;
+    if !REDIRECT_TTL.contains(&ttl) {
+        let found = format!("found \"{}\"", config.redirect.ttl);
+        let (least, most) = (REDIRECT_TTL.start().write(), REDIRECT_TTL.end().write());
+        return refuse(sources, "redirect.ttl", found, &format!("want \"{least}\" to \"{most}\""));
+    }
+    let cdn = &config.redirect.cdn;
+    let parts = [
+        ("kind", cdn.kind.is_some()),
+        ("url", cdn.url.is_some()),
+        ("key_pair_id", cdn.key_pair_id.is_some()),
+        ("private_key", cdn.private_key.is_some()),
+    ];
+    let Some((given, _)) = parts.iter().find(|(_, is_set)| *is_set) else { return Ok(()) };
+    let key = format!("redirect.cdn.{given}");
+    if let Some((missing, _)) = parts.iter().find(|(_, is_set)| !is_set) {
+        let found = format!("found without redirect.cdn.{missing}");
+        return refuse(sources, &key, found, "want all of kind, url, key_pair_id and private_key, or none");
+    }
+    match &*config.storage.url {
+        StorageUrl::S3 { .. } => Ok(()),
+        StorageUrl::File(_) => {
+            let found = format!("found while storage.url is \"{}\"", config.storage.url);
+            refuse(sources, &key, found, "want an s3:// URL in storage.url, or nothing in [redirect.cdn]")
+        }
+    }
 }
 
 fn check_upload_memory(config: &Config, sources: &Sources) -> Result<(), ConfigError> {

@@ -10,7 +10,7 @@ use std::{
 };
 
 /// The levels, lowest first.
-const LEVELS: [&[&str]; 13] = [
+const LEVELS: [&[&str]; 14] = [
     &["oci"],
     &["telemetry"],
     &["config"],
@@ -19,6 +19,7 @@ const LEVELS: [&[&str]; 13] = [
     &["error"],
     &["auth"],
     &["blob", "collect", "epoch", "inspect", "manifest", "reconcile", "registry", "tag", "upload", "worker"],
+    &["redirect"],
     &["api"],
     &["server"],
     &["app"],
@@ -27,14 +28,15 @@ const LEVELS: [&[&str]; 13] = [
 ];
 
 /// The foreign crates that have owners, and exactly who imports each.
-const OWNED: [(&str, &[&str]); 30] = [
+const OWNED: [(&str, &[&str]); 33] = [
     ("aws_config", &["storage"]),
     ("aws_credential_types", &["storage"]),
+    ("aws_lc_rs", &["redirect"]),
     ("aws_sdk_s3", &["storage"]),
     ("aws_smithy_runtime_api", &["storage"]),
     ("aws_types", &["storage"]),
     ("axum", &["api", "app", "server"]),
-    ("base64", &["registry", "upload"]),
+    ("base64", &["redirect", "registry", "upload"]),
     ("chrono", &["cli", "storage"]),
     ("clap", &["cli"]),
     ("clap_complete", &["cli"]),
@@ -44,13 +46,15 @@ const OWNED: [(&str, &[&str]); 30] = [
     ("http_body_util", &["api"]),
     ("hyper", &["server"]),
     ("hyper_util", &["server"]),
+    ("ipnet", &["config", "redirect"]),
     ("object_store", &["storage"]),
     ("prometheus_client", &["server", "telemetry"]),
-    ("quick_cache", &["registry"]),
+    ("quick_cache", &["redirect", "registry"]),
     ("redb", &["index"]),
     ("redis", &["index"]),
     ("reqwest", &["storage"]),
     ("rustix", &["epoch", "storage", "telemetry"]),
+    ("rustls", &["redirect"]),
     ("schemars", &["config"]),
     ("serde_path_to_error", &["config"]),
     ("sha2", &["oci", "upload"]),

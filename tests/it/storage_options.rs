@@ -216,6 +216,9 @@ async fn a_bucket_that_cannot_be_used_is_said_in_one_line() {
     S3::open(right).await.unwrap().check_rights().await.unwrap();
 }
 
+/// Whether a request is the one that isn't allowed.
+type Which = Box<dyn Fn(&Seen) -> bool + Send>;
+
 #[tokio::test]
 async fn a_right_that_is_missing_is_named() {
     let (_server, front, options) = front().await;
@@ -223,13 +226,13 @@ async fn a_right_that_is_missing_is_named() {
     let store = S3::open(options).await.unwrap();
     store.check_rights().await.expect("nothing is missing");
     let is = |method, query: &'static str| move |seen: &Seen| seen.method == method && seen.query.contains(query);
-    let may_not = async |store: &S3, which: Box<dyn Fn(&Seen) -> bool + Send>| {
+    let may_not = async |store: &S3, which: Which| {
         front.strike(move |seen| which(seen).then_some(Fault::Denied));
         let refused = store.check_rights().await;
         assert!(matches!(refused, Err(StorageError::Refused(..))), "{refused:?}");
         refused.expect_err("refused").to_string()
     };
-    let cases: [(Box<dyn Fn(&Seen) -> bool + Send>, &str); 4] = [
+    let cases: [(Which, &str); 4] = [
         (Box::new(is(Method::PUT, "")), "grant s3:PutObject on bucket/some/where/*"),
         (Box::new(is(Method::DELETE, "uploadId")), "grant s3:AbortMultipartUpload on bucket/some/where/*"),
         (Box::new(is(Method::GET, "uploads")), "grant s3:ListBucketMultipartUploads"),

@@ -305,7 +305,8 @@ impl Store for WatchedStore {
     }
 
     async fn sign(&self, key: &Key, life: Duration) -> Result<Option<SignedUrl>, StorageError> {
-        self.inner.sign(key, life).await
+        // Not a request, but counted.
+        self.around("sign", &key.to_string(), self.inner.sign(key, life)).await
     }
 }
 

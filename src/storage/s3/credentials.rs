@@ -170,13 +170,13 @@ mod tests {
     use super::*;
 
     /// Gives keys that are numbered, each for so many seconds; fails when told to.
-    #[derive(Debug, Default)]
+    #[derive(Clone, Debug, Default)]
     struct Source {
-        given: AtomicU64,
-        seconds: AtomicU64,
+        given: Arc<AtomicU64>,
+        seconds: Arc<AtomicU64>,
     }
 
-    impl ProvideCredentials for Arc<Source> {
+    impl ProvideCredentials for Source {
         fn provide_credentials<'a>(&'a self) -> future::ProvideCredentials<'a>
         where
             Self: 'a,
@@ -193,9 +193,10 @@ mod tests {
         }
     }
 
-    fn credentials(seconds: u64) -> (Arc<Source>, Credentials) {
-        let source = Arc::new(Source { seconds: seconds.into(), ..Source::default() });
-        (Arc::clone(&source), Credentials::new(SharedCredentialsProvider::new(source)))
+    fn credentials(seconds: u64) -> (Source, Credentials) {
+        let source = Source::default();
+        source.seconds.store(seconds, Ordering::Relaxed);
+        (source.clone(), Credentials::new(SharedCredentialsProvider::new(source)))
     }
 
     async fn key(credentials: &Credentials, at: SystemTime) -> String {
