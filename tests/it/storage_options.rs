@@ -375,15 +375,49 @@ async fn credentials_come_from_the_role_of_a_container_or_a_machine() {
     assert!(asked.lock().unwrap().iter().any(|path| path.ends_with("/a-role")));
 }
 
+/// How the service that lends roles answers.
+fn lent(operation: &str) -> String {
+    format!(
+        "<{operation}Response xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\"><{operation}Result><Credentials>\
+         <AccessKeyId>test</AccessKeyId><SecretAccessKey>test-secret</SecretAccessKey>\
+         <SessionToken>t</SessionToken><Expiration>2099-01-01T00:00:00Z</Expiration></Credentials>\
+         </{operation}Result></{operation}Response>"
+    )
+}
+
+#[tokio::test]
+async fn credentials_come_from_a_role_that_a_profile_assumes_or_from_a_login() {
+    let (server, home) = bucket_with_a_registry().await;
+    let login = r#"{"roleCredentials": {"accessKeyId": "test", "secretAccessKey": "test-secret",
+        "sessionToken": "t", "expiration": 4070908800000}}"#;
+    let (keeper, asked) = keeper(&[("/", lent("AssumeRole")), ("/federation/credentials", login.to_owned())]).await;
+    let profiles = "[profile base]\naws_access_key_id = other\naws_secret_access_key = other\n\
+        [profile role]\nrole_arn = arn:aws:iam::123456789012:role/registry\nsource_profile = base\n\
+        [profile login]\nsso_session = company\nsso_account_id = 123456789012\nsso_role_name = registry\n\
+        [sso-session company]\nsso_region = eu-west-3\nsso_start_url = https://company.example.com/start\n";
+    let tokens = home.path().join(".aws/sso/cache");
+    std::fs::create_dir_all(&tokens).unwrap();
+    std::fs::write(home.path().join(".aws/config"), profiles).unwrap();
+    // Named by the SHA-1 of the session's name: that is where `aws sso login` puts it.
+    let token = r#"{"accessToken": "a-token", "expiresAt": "2099-01-01T00:00:00Z"}"#;
+    std::fs::write(tokens.join("71b21161ffa1e6516bcc072aaf5ef38cbe85b511.json"), token).unwrap();
+    let by = |profile| {
+        [
+            ("AWS_PROFILE", profile),
+            ("AWS_REGION", "eu-west-3"),
+            ("AWS_ENDPOINT_URL_STS", keeper.as_str()),
+            ("AWS_ENDPOINT_URL_SSO", keeper.as_str()),
+        ]
+    };
+    assert_found(&look(&server, home.path(), &by("role")).await);
+    assert_found(&look(&server, home.path(), &by("login")).await);
+    assert_eq!(*asked.lock().unwrap(), ["/", "/federation/credentials"]);
+}
+
 #[tokio::test]
 async fn credentials_come_from_a_web_identity() {
     let (server, home) = bucket_with_a_registry().await;
-    let answer = "<AssumeRoleWithWebIdentityResponse xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\">\
-        <AssumeRoleWithWebIdentityResult><Credentials><AccessKeyId>test</AccessKeyId>\
-        <SecretAccessKey>test-secret</SecretAccessKey><SessionToken>t</SessionToken>\
-        <Expiration>2099-01-01T00:00:00Z</Expiration></Credentials></AssumeRoleWithWebIdentityResult>\
-        </AssumeRoleWithWebIdentityResponse>";
-    let (keeper, asked) = keeper(&[("/", answer.to_owned())]).await;
+    let (keeper, asked) = keeper(&[("/", lent("AssumeRoleWithWebIdentity"))]).await;
     let token = home.path().join("token");
     std::fs::write(&token, "an identity").unwrap();
     let identity = [

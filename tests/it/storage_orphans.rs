@@ -1,19 +1,25 @@
 //! Uploads in parts that nobody knows of are ended in the end; those that somebody goes on with never.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::time::Duration;
 
 use berth::{
     oci::Algorithm,
     registry::Options,
-    storage::{Key, MultipartId},
+    storage::{
+        Key, MultipartId, Store,
+        s3::{S3, S3Options},
+    },
     upload::Incoming,
     worker,
 };
+use futures_util::future::join_all;
 use ulid::Ulid;
 
 use crate::{
     rules_bench::{self as bench, Bench},
-    storage::{data, pattern},
+    s3_server,
+    storage::{data, options, pattern},
 };
 
 /// As in [`Options`]; small beside what the sweep adds.
@@ -70,4 +76,23 @@ async fn orphans_in_a_directory_end() {
 #[tokio::test]
 async fn orphans_in_a_bucket_end() {
     orphans_end(bench::remote(Options { upload_expiry: EXPIRY, ..bench::options() }).await).await;
+}
+
+/// Whoever shares a bucket without a prefix may have any number of uploads; a page of a listing holds a thousand.
+#[tokio::test]
+async fn uploads_of_others_are_passed_over() {
+    let server = s3_server::start().await;
+    let at = async |prefix: &str| S3::open(S3Options { prefix: prefix.to_owned(), ..options(&server) }).await.unwrap();
+    let (others, ours) = (at("another").await, at("").await);
+    for _ in 0..11 {
+        let begun = join_all((0..91).map(|_| async { others.begin(&data()).await })).await;
+        assert!(begun.iter().all(Result::is_ok));
+    }
+    for _ in 0..3 {
+        ours.begin(&data()).await.unwrap();
+    }
+    let listed = ours.unfinished(None).await.unwrap();
+    assert_eq!((listed.uploads.len(), listed.more), (3, false));
+    let rest = ours.unfinished(listed.uploads.first()).await.unwrap();
+    assert_eq!(rest.uploads, listed.uploads[1..]);
 }

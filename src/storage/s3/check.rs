@@ -5,6 +5,7 @@
 use aws_sdk_s3::{
     error::{ProvideErrorMetadata, SdkError},
     operation::list_objects_v2::ListObjectsV2Error,
+    types::MultipartUpload,
 };
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use bytes::Bytes;
@@ -130,27 +131,43 @@ impl S3 {
 
     /// As [`Store::unfinished`].
     pub(super) async fn list_unfinished(&self, after: Option<&Unfinished>) -> Result<UnfinishedPage, StorageError> {
-        let mut listing = self.place.kit.list_multipart_uploads().bucket(&self.bucket).prefix(&self.prefix);
-        if let Some(Unfinished { key: Some(key), id, .. }) = after {
-            listing = listing.key_marker(format!("{}{key}", self.prefix)).upload_id_marker(&id.0);
+        let mut marker = after.and_then(|Unfinished { key, id, .. }| {
+            let key = key.as_ref()?;
+            Some((format!("{}{key}", self.prefix), id.0.clone()))
+        });
+        loop {
+            let (uploads, next) = self.unfinished_page(marker).await?;
+            // A page of others' uploads has no last one of ours to go on from.
+            if !uploads.is_empty() || next.is_none() {
+                return Ok(UnfinishedPage { uploads, more: next.is_some() });
+            }
+            marker = next;
         }
+    }
+
+    /// A page as the store gives it, and the key and the upload after which the next one begins.
+    async fn unfinished_page(
+        &self,
+        after: Option<(String, String)>,
+    ) -> Result<(Vec<Unfinished>, Option<(String, String)>), StorageError> {
+        let (key, upload) = after.unzip();
+        let listing = self.place.kit.list_multipart_uploads().bucket(&self.bucket).prefix(&self.prefix);
+        let listing = listing.set_key_marker(key).set_upload_id_marker(upload);
         let listed = listing.send().await.map_err(|error| match error.code() {
             Some("AccessDenied") => StorageError::Refused(self.name.clone(), text_of(&error)),
             _ => StorageError::Unavailable(self.name.clone(), text_of(&error)),
         })?;
-        let more = listed.is_truncated().unwrap_or(false);
-        let uploads = listed.uploads().iter().filter_map(|upload| {
-            let key = Key::parse(upload.key()?.strip_prefix(&self.prefix)?)?;
-            let since = u64::try_from(upload.initiated()?.to_millis().ok()?).ok()?;
-            Some(Unfinished {
-                key: Some(key),
-                id: MultipartId(upload.upload_id()?.to_owned()),
-                since: StoreTime(since),
-            })
-        });
-        let uploads: Vec<Unfinished> = uploads.collect();
-        // A page that has nothing of ours has nothing to go on from; the prefix is Berth's alone, so it is the end.
-        Ok(UnfinishedPage { more: more && !uploads.is_empty(), uploads })
+        let uploads = listed.uploads().iter().filter_map(|upload| self.unfinished_of(upload)).collect();
+        // Not every store says where the next page begins: it is after the last upload of this one.
+        let last = listed.uploads().last().filter(|_| listed.is_truncated().unwrap_or(false));
+        Ok((uploads, last.and_then(|last| Some((last.key()?.to_owned(), last.upload_id()?.to_owned())))))
+    }
+
+    /// `None` for what would end at a key that is not ours.
+    fn unfinished_of(&self, upload: &MultipartUpload) -> Option<Unfinished> {
+        let key = Key::parse(upload.key()?.strip_prefix(&self.prefix)?)?;
+        let since = u64::try_from(upload.initiated()?.to_millis().ok()?).ok()?;
+        Some(Unfinished { key: Some(key), id: MultipartId(upload.upload_id()?.to_owned()), since: StoreTime(since) })
     }
 }
 

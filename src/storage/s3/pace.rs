@@ -18,6 +18,10 @@ const SPAN: Duration = Duration::from_secs(1);
 /// The longest gap between two requests. Small things that come one at a time get through even so.
 const WIDEST: Duration = Duration::from_millis(250);
 
+/// The longest that a request waits for its turn. What has to wait longer is better refused by the store, as
+/// whoever asked is then told so.
+const LONGEST: Duration = Duration::from_secs(5);
+
 /// A gap that is no longer worth keeping.
 const NARROWEST: Duration = Duration::from_micros(500);
 
@@ -84,7 +88,7 @@ impl State {
         if self.gap.is_zero() {
             return None;
         }
-        let turn = self.next.max(now);
+        let turn = self.next.clamp(now, now + LONGEST);
         self.next = turn + self.gap;
         Some(turn)
     }
@@ -128,14 +132,27 @@ mod tests {
         assert_eq!(spread(&pace, 600).await, Duration::ZERO, "it is forgotten");
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn one_at_a_time_never_waits_long() {
+    /// As slow as it gets.
+    async fn slowest() -> Pace {
         let pace = Pace::default();
         for _ in 0..50 {
             pace.turn().await;
             pace.slow_down();
             tokio::time::sleep(SPAN).await;
         }
-        assert!(spread(&pace, 2).await <= WIDEST);
+        pace
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_at_a_time_never_waits_long() {
+        assert!(spread(&slowest().await, 2).await <= WIDEST);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_crowd_waits_for_so_long_and_no_longer() {
+        let (pace, begun) = (slowest().await, Instant::now());
+        futures_util::future::join_all((0..1000).map(|_| pace.turn())).await;
+        assert!((LONGEST..LONGEST + WIDEST * 2).contains(&begun.elapsed()), "{:?}", begun.elapsed());
+        assert!(spread(&pace, 1).await <= LONGEST + WIDEST, "nor does who comes after it");
     }
 }
