@@ -11,8 +11,8 @@ use std::{
 
 use tokio::time::Instant;
 
-/// How long the rate of requests is measured, and how soon after a change the next one may follow: what was
-/// under way says nothing about a change that came after it.
+/// How long the rate of requests is measured, and how soon after one change the next may follow: what was under
+/// way says nothing about a change that came after it.
 const SPAN: Duration = Duration::from_secs(1);
 
 /// The longest gap between two requests. Small things that come one at a time get through even so.
@@ -34,8 +34,10 @@ struct State {
     gap: Duration,
     /// When the next request may go.
     next: Instant,
-    /// When the gap was last changed.
-    changed: Instant,
+    /// When the gap was last made wider.
+    widened: Instant,
+    /// When the store last complained, or since then the gap was last made narrower.
+    calm: Instant,
     /// When the present count began, how many requests it has, and how many the one before had.
     counting: Instant,
     count: u32,
@@ -45,7 +47,8 @@ struct State {
 impl Default for Pace {
     fn default() -> Self {
         let now = Instant::now();
-        let state = State { gap: Duration::ZERO, next: now, changed: now, counting: now, count: 0, before: 0 };
+        let state =
+            State { gap: Duration::ZERO, next: now, widened: now, calm: now, counting: now, count: 0, before: 0 };
         Self(Arc::new(Mutex::new(state)))
     }
 }
@@ -78,9 +81,9 @@ impl State {
             (self.counting, self.count) = (now, 0);
         }
         self.count += 1;
-        while !self.gap.is_zero() && now >= self.changed + SPAN {
-            self.changed += SPAN;
-            self.gap = self.gap.mul_f64(0.8);
+        while !self.gap.is_zero() && now >= self.calm + SPAN {
+            self.calm += SPAN;
+            self.gap = self.gap.mul_f64(0.7);
             if self.gap < NARROWEST {
                 self.gap = Duration::ZERO;
             }
@@ -95,12 +98,13 @@ impl State {
 
     /// Two thirds of the rate that was too much.
     fn widen(&mut self, now: Instant) {
-        if !self.gap.is_zero() && now < self.changed + SPAN {
+        self.calm = now;
+        if !self.gap.is_zero() && now < self.widened + SPAN {
             return;
         }
         let measured = SPAN / self.count.max(self.before).max(1);
         self.gap = self.gap.max(measured).mul_f64(1.5).min(WIDEST);
-        self.changed = now;
+        self.widened = now;
     }
 }
 
