@@ -157,7 +157,7 @@ async fn pass(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Respons
 }
 
 fn refusal(status: StatusCode, code: &str) -> Response<Body> {
-    let text = format!("<Error><Code>{code}</Code><Message>by the front</Message></Error>");
+    let text = format!("<?xml version=\"1.0\"?>\n<Error><Code>{code}</Code><Message>by the front</Message></Error>");
     let body = http_body_util::Full::new(Bytes::from(text)).map_err(|never| match never {}).boxed_unsync();
     Response::builder().status(status).header("content-type", "application/xml").body(body).unwrap()
 }

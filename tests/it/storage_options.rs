@@ -159,6 +159,25 @@ async fn what_goes_outside_goes_through_the_proxy() {
 }
 
 #[tokio::test]
+async fn the_proxy_of_the_environment_counts_where_nothing_else_is_said() {
+    let (server, home) = bucket_with_a_registry().await;
+    let front = storage_front::start(&server.endpoint).await;
+    let environment = [
+        ("AWS_ACCESS_KEY_ID", "test"),
+        ("AWS_SECRET_ACCESS_KEY", "test-secret"),
+        ("AWS_ENDPOINT_URL_S3", "http://s3.example.test"),
+        ("HTTP_PROXY", front.endpoint.as_str()),
+        ("NO_PROXY", "example.org"),
+    ];
+    assert_found(&look(&server, home.path(), &environment).await);
+    assert!(front.seen().iter().all(|seen| seen.authority.as_deref() == Some("s3.example.test")));
+    let mut except = environment;
+    except[4].1 = "example.test";
+    assert!(!look(&server, home.path(), &except).await.status.success(), "there is no such host");
+    assert!(front.seen().is_empty());
+}
+
+#[tokio::test]
 async fn a_certificate_of_ones_own_is_trusted_once_it_is_said() {
     let (server, certificate) = versitygw::start_with_tls().await;
     let with = |ca_bundle| S3Options { egress: Egress { ca_bundle, ..Egress::default() }, ..gateway(&server) };
@@ -233,9 +252,9 @@ async fn a_right_that_is_missing_is_named() {
         refused.expect_err("refused").to_string()
     };
     let cases: [(Which, &str); 4] = [
-        (Box::new(is(Method::PUT, "")), "grant s3:PutObject on bucket/some/where/*"),
-        (Box::new(is(Method::DELETE, "uploadId")), "grant s3:AbortMultipartUpload on bucket/some/where/*"),
-        (Box::new(is(Method::GET, "uploads")), "grant s3:ListBucketMultipartUploads"),
+        (Box::new(is(Method::PUT, "")), "(AccessDenied): grant s3:PutObject on \"bucket/some/where/*\""),
+        (Box::new(is(Method::DELETE, "uploadId")), "grant s3:AbortMultipartUpload on \"bucket/some/where/*\""),
+        (Box::new(is(Method::GET, "uploads")), "(AccessDenied): grant s3:ListBucketMultipartUploads on \"bucket\""),
         (Box::new(is(Method::DELETE, "X-Amz-Signature")), "grant s3:DeleteObject"),
     ];
     for (which, says) in cases {

@@ -3,10 +3,13 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
-    net::TcpListener,
+    net::Ipv4Addr,
     path::PathBuf,
     process::{Child, Command, Stdio},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU8, Ordering},
+    },
     time::Duration,
 };
 
@@ -29,10 +32,20 @@ pub(crate) const SECRET_KEY: &str = "gateway-secret";
 /// Where it is.
 pub(crate) const REGION: &str = "eu-central-1";
 
+const PORT: u16 = 7070;
+
+/// An address of this machine that nobody else listens on: it can't be told to find a free port by itself, and one
+/// that is free now may not be when it starts.
+fn own_address() -> Ipv4Addr {
+    static LAST: AtomicU8 = AtomicU8::new(0);
+    let [.., process, more] = std::process::id().to_be_bytes();
+    Ipv4Addr::new(127, process.max(1), more, LAST.fetch_add(1, Ordering::Relaxed))
+}
+
 /// A running server with one empty bucket.
 #[derive(Debug)]
 pub(crate) struct Versitygw {
-    /// `http://127.0.0.1:<port>`, or `https:`.
+    /// `http://127.<its own>:7070`, or `https:`.
     pub(crate) endpoint: String,
     directory: TempDir,
     child: Child,
@@ -41,27 +54,27 @@ pub(crate) struct Versitygw {
 /// Starts a server and waits until it takes connections.
 pub(crate) async fn start() -> Versitygw {
     let directory = TempDir::new().unwrap();
-    launch(directory, "http", &[]).await
+    launch(directory, own_address(), "http", &[]).await
 }
 
 /// The same over TLS, with a certificate that nobody trusts; also the file that makes one trust it.
 pub(crate) async fn start_with_tls() -> (Versitygw, PathBuf) {
     let directory = TempDir::new().unwrap();
-    let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+    let address = own_address();
+    let made = rcgen::generate_simple_self_signed([address.to_string()]).unwrap();
     let (certificate, key) = (directory.path().join("cert.pem"), directory.path().join("key.pem"));
     std::fs::write(&certificate, made.cert.pem()).unwrap();
     std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
     let arguments = ["--cert", certificate.to_str().unwrap(), "--key", key.to_str().unwrap()];
-    (launch(directory, "https", &arguments).await, certificate)
+    (launch(directory, address, "https", &arguments).await, certificate)
 }
 
-async fn launch(directory: TempDir, scheme: &str, arguments: &[&str]) -> Versitygw {
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+async fn launch(directory: TempDir, address: Ipv4Addr, scheme: &str, arguments: &[&str]) -> Versitygw {
     let (root, beside) = (directory.path().join("buckets"), directory.path().join("metadata"));
     std::fs::create_dir_all(root.join(BUCKET)).unwrap();
     std::fs::create_dir_all(&beside).unwrap();
     let mut child = Command::new("versitygw")
-        .args(["--port", &format!("127.0.0.1:{port}"), "--access", ACCESS_KEY, "--secret", SECRET_KEY])
+        .args(["--port", &format!("{address}:{PORT}"), "--access", ACCESS_KEY, "--secret", SECRET_KEY])
         .args(["--region", REGION, "--quiet", "--keep-alive"])
         .args(arguments)
         // Not every file system keeps extended attributes.
@@ -71,12 +84,12 @@ async fn launch(directory: TempDir, scheme: &str, arguments: &[&str]) -> Versity
         .stderr(Stdio::null())
         .spawn()
         .expect("versitygw is needed: scripts/setup-tests installs it");
-    while TcpStream::connect(("127.0.0.1", port)).await.is_err() {
+    while TcpStream::connect((address, PORT)).await.is_err() {
         let ended = child.try_wait().unwrap();
         assert!(ended.is_none(), "versitygw ended: {ended:?}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    Versitygw { endpoint: format!("{scheme}://127.0.0.1:{port}"), directory, child }
+    Versitygw { endpoint: format!("{scheme}://{address}:{PORT}"), directory, child }
 }
 
 /// Two parts of 128 bytes that have one MD5, and so one ETag: the second differs from the first in the topmost

@@ -13,7 +13,8 @@ use futures_util::TryStreamExt;
 use ulid::Ulid;
 
 use super::{
-    Encryption, Key, MultipartId, S3, StorageError, Store, StoreTime, Unfinished, UnfinishedPage, fault::text_of,
+    Encryption, Key, MultipartId, S3, StorageError, Store, StoreTime, Unfinished, UnfinishedPage,
+    fault::{code_in, on_one_line, text_of},
 };
 
 /// What the probe holds.
@@ -65,7 +66,7 @@ impl S3 {
                 refused(format!("it may not be listed ({code}): grant s3:ListBucket on {:?}", self.bucket))
             }
             _ => {
-                let said = error.message().unwrap_or_default().replace(['\n', '\r'], " ");
+                let said = on_one_line(error.message().unwrap_or_default());
                 StorageError::Unavailable(self.name.clone(), format!("{} {code}: {said}", answer.status().as_u16()))
             }
         }
@@ -107,8 +108,10 @@ impl S3 {
         let aborted = self.abort(probe, &upload).await;
         aborted.map_err(|error| self.lacks("kept clean", "s3:AbortMultipartUpload", error))?;
         match self.unfinished(None).await {
-            Err(error @ StorageError::Refused(..)) => {
-                Err(self.lacks("asked for its unfinished uploads", "s3:ListBucketMultipartUploads", error))
+            Err(StorageError::Refused(_, code)) => {
+                let grant = format!("grant s3:ListBucketMultipartUploads on {:?}", self.bucket);
+                let why = format!("it may not be asked for its unfinished uploads ({code}): {grant}");
+                Err(StorageError::Refused(self.name.clone(), why))
             }
             // A store that has no such list is good enough without.
             _ => Ok(()),
@@ -119,10 +122,10 @@ impl S3 {
     fn lacks(&self, what: &str, right: &str, error: StorageError) -> StorageError {
         match error {
             StorageError::Refused(_, why) => {
-                let place = format!("{}/{}*", self.bucket, self.prefix);
+                let (place, code) = (format!("{}/{}*", self.bucket, self.prefix), code_in(&why).unwrap_or(&why));
                 StorageError::Refused(
                     self.name.clone(),
-                    format!("it may not be {what}: grant {right} on {place} ({why})"),
+                    format!("it may not be {what} ({code}): grant {right} on {place:?}"),
                 )
             }
             other => StorageError::Unavailable(self.name.clone(), format!("it can't be {what}: {other}")),
@@ -136,10 +139,12 @@ impl S3 {
             Some((format!("{}{key}", self.prefix), id.0.clone()))
         });
         loop {
-            let (uploads, next) = self.unfinished_page(marker).await?;
+            let (uploads, next) = self.unfinished_page(marker.clone()).await?;
+            // A store that doesn't look at the marker would give its first page for ever.
+            let more = next.is_some() && next != marker;
             // A page of others' uploads has no last one of ours to go on from.
-            if !uploads.is_empty() || next.is_none() {
-                return Ok(UnfinishedPage { uploads, more: next.is_some() });
+            if !uploads.is_empty() || !more {
+                return Ok(UnfinishedPage { uploads, more });
             }
             marker = next;
         }
@@ -154,7 +159,7 @@ impl S3 {
         let listing = self.place.kit.list_multipart_uploads().bucket(&self.bucket).prefix(&self.prefix);
         let listing = listing.set_key_marker(key).set_upload_id_marker(upload);
         let listed = listing.send().await.map_err(|error| match error.code() {
-            Some("AccessDenied") => StorageError::Refused(self.name.clone(), text_of(&error)),
+            Some(code @ "AccessDenied") => StorageError::Refused(self.name.clone(), code.to_owned()),
             _ => StorageError::Unavailable(self.name.clone(), text_of(&error)),
         })?;
         let uploads = listed.uploads().iter().filter_map(|upload| self.unfinished_of(upload)).collect();

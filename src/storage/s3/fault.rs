@@ -35,7 +35,18 @@ pub(super) fn text_of(error: &dyn std::error::Error) -> String {
         }
         cause = error.source();
     }
+    on_one_line(&text)
+}
+
+/// Text of a store's own, as it may stand in a log.
+pub(super) fn on_one_line(text: &str) -> String {
     text.replace(['\n', '\r'], " ")
+}
+
+/// The store's own word for what went wrong, where its answer is in the text.
+pub(super) fn code_in(text: &str) -> Option<&str> {
+    let (_, rest) = text.split_once("<Code>")?;
+    Some(rest.split_once("</Code>")?.0)
 }
 
 /// Whether the store says that it did nothing because it has too much to do.

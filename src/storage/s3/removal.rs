@@ -9,7 +9,7 @@ use object_store::{client::HttpRequestBody, signer::Signer};
 
 use super::{
     Key, LONGEST_SIGNATURE, S3, StorageError, Store, StoreTime,
-    fault::{explain, text_of},
+    fault::{explain, on_one_line, text_of},
 };
 
 /// How often a DELETE is signed again because the second changed meanwhile.
@@ -55,7 +55,7 @@ impl S3 {
             return Ok(());
         }
         let body = body.bytes().await.map_err(|error| failed(text_of(&error)))?;
-        refused_delete(&about, parts.status, &String::from_utf8_lossy(&body), self.now() > deadline)
+        refused_delete(&about, parts.status, &on_one_line(&String::from_utf8_lossy(&body)), self.now() > deadline)
     }
 }
 
