@@ -95,8 +95,7 @@ impl S3 {
         };
         let bytes = vec![Bytes::from_static(PROBE)];
         self.put(probe, bytes, None).await.map_err(|error| self.lacks("written to", write, error))?;
-        let range = Some(0..PROBE.len() as u64);
-        let stream = self.read(probe, range).await.map_err(|error| self.lacks("read", read, error))?;
+        let stream = self.read(probe, None).await.map_err(|error| self.lacks("read", read, error))?;
         let chunks: Vec<Bytes> = stream.try_collect().await.map_err(|error| self.lacks("read", read, error))?;
         if chunks.concat() != PROBE {
             return Err(StorageError::Unavailable(
