@@ -77,7 +77,7 @@ impl App {
     /// Opens the store and the index that the configuration names, and the registry in them.
     pub async fn open(config: Config, other: OtherIndex) -> Result<Self, StartError> {
         let metrics = Metrics::new(env!("CARGO_PKG_VERSION"));
-        let store = Arc::new(MeteredStore::new(open_store(&config).await?, &metrics.store));
+        let store = Arc::new(MeteredStore::new(open_store(&config, Use::Serve).await?, &metrics.store));
         let index = Arc::new(MeteredConnect::new(open_index(&config)?, &metrics.index));
         let registry = Registry::open(store, index, options(&config), other).await?;
         Ok(Self { registry, config, metrics, readiness: Readiness::new() })
@@ -142,7 +142,7 @@ impl App {
 /// by [`reconcile::walk`]. Where other replicas run, waits until they have noticed.
 pub async fn begin_rebuild(config: &Config) -> Result<Arc<Registry>, StartError> {
     require_bucket(config)?;
-    let store = open_store(config).await?;
+    let store = open_store(config, Use::Serve).await?;
     let index = open_index(config)?;
     let before = epoch::newest_epoch(&*store).await?;
     let open = |other| Registry::open(Arc::clone(&store), Arc::clone(&index), options(config), other);
@@ -159,7 +159,7 @@ pub async fn begin_rebuild(config: &Config) -> Result<Arc<Registry>, StartError>
 /// Opens the store and the index to look into them, and makes neither.
 pub async fn open_inspector(config: &Config) -> Result<Inspector, StartError> {
     require_bucket(config)?;
-    let store = open_store(config).await?;
+    let store = open_store(config, Use::Look).await?;
     let is_there = config.index_directory().is_none_or(|directory| Embedded::exists(&absolute(&directory)));
     let index = if is_there { Some(open_index(config)?) } else { None };
     Ok(Inspector::open(store, index, options(config).timing).await)
@@ -177,25 +177,24 @@ async fn listen(address: std::net::SocketAddr, role: server::Role, router: Route
     Listener::bind(address, role, router).await.map_err(|source| StartError::Listen { address, source })
 }
 
-async fn open_store(config: &Config) -> Result<Arc<dyn Store>, StartError> {
+/// What a store is opened for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Use {
+    /// To look into it, and change nothing.
+    Look,
+    /// To serve from it: a bucket's rights are tried out, so that a missing one is said at the start.
+    Serve,
+}
+
+async fn open_store(config: &Config, purpose: Use) -> Result<Arc<dyn Store>, StartError> {
     match &*config.storage.url {
         StorageUrl::File(path) => Ok(Arc::new(Local::open(&absolute(path), config.storage.sync)?)),
         StorageUrl::S3 { bucket, prefix } => {
-            let s3 = &config.storage.s3;
-            let options = S3Options {
-                bucket: bucket.clone(),
-                prefix: prefix.clone(),
-                endpoint: s3.endpoint.as_ref().map(|endpoint| endpoint.as_str().to_owned()),
-                public_endpoint: s3.public_endpoint.as_ref().map(|endpoint| endpoint.as_str().to_owned()),
-                region: s3.region.as_ref().map(ToString::to_string),
-                path_style: s3.path_style,
-                access_key: s3
-                    .access_key_id
-                    .as_ref()
-                    .zip(s3.secret_access_key.as_ref())
-                    .map(|(id, secret)| (id.to_string(), secret.reveal().to_owned())),
-            };
-            Ok(Arc::new(S3::open(options).await?))
+            let store = S3::open(S3Options::configured(config, bucket, prefix)).await?;
+            if purpose == Use::Serve {
+                store.check_rights().await?;
+            }
+            Ok(Arc::new(store))
         }
     }
 }

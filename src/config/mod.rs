@@ -22,14 +22,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-pub use address::{CorsOrigin, IndexUrl, Listen, Namespace, RedisUrl, Site, StorageUrl, UrlStart};
+pub use address::{CorsOrigin, IndexUrl, Listen, Namespace, ProxyUrl, RedisUrl, Site, StorageUrl, UrlStart};
 pub use error::{ConfigError, Origin};
 pub use pattern::{AgentPattern, RepositoryPattern, TagPattern};
 pub use reference::reference;
-pub use text::{MASK, PrivateKey, Secret, Text, Word, Written};
+pub use text::{MASK, PrivateKey, Secret, StorageClass, Text, Word, Written};
 pub use tree::{
-    Admin, Anonymous, Auth, Cdn, CdnKind, Config, Index, Limits, Log, LogFormat, Redirect, Role, Rule, S3, Server,
-    Storage, Tags, Who,
+    Admin, Anonymous, Auth, Cdn, CdnKind, Config, Index, Limits, Log, LogFormat, Proxy, Redirect, Role, Rule, S3,
+    S3Checksum, S3Encryption, Server, Storage, Tags, Who,
 };
 pub use units::{Ceiling, LogFilter, Size};
 
@@ -65,12 +65,12 @@ impl Sources {
         self.0.get(key).unwrap_or(&Origin::Default)
     }
 
-    fn is_set(&self, key: &str) -> bool {
-        self.0.contains_key(key)
+    fn any_under(&self, table: &str) -> bool {
+        self.first_under(table).is_some()
     }
 
-    fn any_under(&self, table: &str) -> bool {
-        self.0.keys().any(|key| key.strip_prefix(table).is_some_and(|rest| rest.starts_with('.')))
+    fn first_under(&self, table: &str) -> Option<String> {
+        self.0.keys().find(|key| key.strip_prefix(table).is_some_and(|rest| rest.starts_with('.'))).cloned()
     }
 }
 

@@ -217,6 +217,8 @@ pub enum About {
     Tag(TagReport),
     /// An index that was once believed; nothing where there is no such object.
     Epoch(Option<EpochRecord>),
+    /// What a start wrote to see whether it may.
+    Probe,
 }
 
 /// A key.

@@ -80,6 +80,8 @@ pub enum Key {
     },
     /// `epochs/<n>`: an index that was once believed.
     Epoch(EpochNumber),
+    /// `probe/<ulid>`: written and removed at a start, to see whether the store lets us. Nothing reads it.
+    Probe(Ulid),
 }
 
 /// What a repository keeps, each under a folder of its own.
@@ -99,6 +101,8 @@ pub const EPOCHS: &str = "epochs/";
 pub const REPOSITORIES: &str = "repos/";
 /// Where all data objects are listed.
 pub const DATA: &str = "data/";
+/// Where probes are.
+const PROBES: &str = "probe/";
 
 impl Folder {
     fn as_str(self) -> &'static str {
@@ -206,6 +210,7 @@ impl fmt::Display for Key {
                 }
             }
             Self::Epoch(number) => write!(f, "{EPOCHS}{number}"),
+            Self::Probe(probe) => write!(f, "{PROBES}{probe}"),
         }
     }
 }
@@ -218,6 +223,9 @@ impl Key {
         }
         if let Some(number) = text.strip_prefix(EPOCHS) {
             return Some(Self::Epoch(number.parse().ok()?));
+        }
+        if let Some(probe) = text.strip_prefix(PROBES) {
+            return Some(Self::Probe(parse_ulid(probe)?));
         }
         if let Some(rest) = text.strip_prefix(DATA) {
             let data = DataKey(parse_ulid(rest.get(3..)?)?);
@@ -300,6 +308,7 @@ mod tests {
             Key::Tag { repository: repository.clone(), tag: tag.clone(), revision, deadline, to: Some(digest) },
             Key::Tag { repository, tag, revision, deadline, to: None },
             Key::Epoch(revision.epoch),
+            Key::Probe(Ulid::r#gen()),
         ]
     }
 

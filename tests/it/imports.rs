@@ -28,8 +28,13 @@ const LEVELS: [&[&str]; 14] = [
 ];
 
 /// The foreign crates that have owners, and exactly who imports each.
-const OWNED: [(&str, &[&str]); 27] = [
+const OWNED: [(&str, &[&str]); 33] = [
+    ("aws_config", &["storage"]),
+    ("aws_credential_types", &["storage"]),
     ("aws_lc_rs", &["redirect"]),
+    ("aws_sdk_s3", &["storage"]),
+    ("aws_smithy_runtime_api", &["storage"]),
+    ("aws_types", &["storage"]),
     ("axum", &["api", "app", "server"]),
     ("base64", &["redirect", "registry", "upload"]),
     ("chrono", &["cli", "storage"]),
@@ -37,7 +42,7 @@ const OWNED: [(&str, &[&str]); 27] = [
     ("clap_complete", &["cli"]),
     ("hmac", &["upload"]),
     ("http", &["api", "config", "server", "storage"]),
-    ("http_body", &["api", "server"]),
+    ("http_body", &["api", "server", "storage"]),
     ("http_body_util", &["api"]),
     ("hyper", &["server"]),
     ("hyper_util", &["server"]),
@@ -47,6 +52,7 @@ const OWNED: [(&str, &[&str]); 27] = [
     ("quick_cache", &["redirect", "registry"]),
     ("redb", &["index"]),
     ("redis", &["index"]),
+    ("reqwest", &["storage"]),
     ("rustix", &["epoch", "storage", "telemetry"]),
     ("rustls", &["redirect"]),
     ("schemars", &["config"]),

@@ -373,7 +373,7 @@ pub(crate) fn kinds(keys: &BTreeSet<String>) -> BTreeMap<&'static str, usize> {
             Key::Link { .. } => "link",
             Key::Manifest { .. } => "manifest",
             Key::Tag { .. } => "tag",
-            Key::Format | Key::Epoch(_) => "own",
+            Key::Format | Key::Epoch(_) | Key::Probe(_) => "own",
         };
         *kinds.entry(kind).or_default() += 1;
     }
