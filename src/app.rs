@@ -102,7 +102,7 @@ impl App {
         let background = [
             tokio::spawn(worker::work(Arc::clone(&self.registry))),
             tokio::spawn(reconcile_all(Arc::clone(&self.registry))),
-            tokio::spawn(watch(Arc::clone(&self.registry), self.readiness.clone())),
+            tokio::spawn(watch(Arc::clone(&self.registry), self.readiness.clone(), Arc::clone(&self.metrics))),
         ];
         self.readiness.started();
         let limits = &self.config.limits;
@@ -224,11 +224,11 @@ fn absolute(path: &std::path::Path) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }
 
-/// Fills an index that doesn't know the whole bucket yet.
+/// Fills an index that doesn't know the whole bucket yet: at the start, and each time that a new epoch begins.
 async fn reconcile_all(registry: Arc<Registry>) {
     loop {
         match registry.is_settled().await {
-            Ok(true) => return,
+            Ok(true) => {}
             Ok(false) => match reconcile::walk(&registry, |_, _| {}).await {
                 Ok(walked) => {
                     let reconcile::Walked { repositories, adopted } = walked;
@@ -252,11 +252,18 @@ async fn reconcile_all(registry: Arc<Registry>) {
     }
 }
 
-/// Turns readiness off while the index can't be believed.
-async fn watch(registry: Arc<Registry>, readiness: Readiness) {
+/// Says through health and metrics whether all, a part or nothing can be served, as soon as that changes.
+async fn watch(registry: Arc<Registry>, readiness: Readiness, metrics: Arc<Metrics>) {
+    let mut trouble = registry.trouble();
     loop {
-        let reason = registry.lease().await.err().map(|error| error.cause.unwrap_or(error.message));
-        readiness.set("index", reason);
-        tokio::time::sleep(LOOK).await;
+        let lease = registry.lease().await;
+        metrics.index_believed.set(i64::from(lease.is_ok()));
+        match lease.map_err(|error| (error.is_suspect(), error.cause.unwrap_or(error.message))) {
+            Ok(_) => readiness.set("index", None),
+            Err((true, reason)) if registry.check_bucket().await.is_ok() => readiness.degrade("index", reason),
+            Err((_, reason)) => readiness.set("index", Some(reason)),
+        }
+        // The sender lives as long as the registry. An error would only mean to look in intervals.
+        drop(tokio::time::timeout(LOOK, trouble.changed()).await);
     }
 }

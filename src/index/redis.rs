@@ -216,7 +216,7 @@ impl Index for Connection {
         let answer: RedisResult<(i64, u64, Vec<Option<Bytes>>)> =
             match tokio::time::timeout(RESPONSE_TIMEOUT, call.invoke_async(&mut link)).await {
                 Ok(answer) => answer,
-                Err(_) => return Err(IndexError::Unknown(format!("no answer within {RESPONSE_TIMEOUT:?}"))),
+                Err(_) => return Err(silent()),
             };
         match answer.map_err(why_not_committed)? {
             (0, sequence, reads) => Ok(Outcome::Committed { sequence, reads }),
@@ -262,7 +262,7 @@ impl Connection {
         self.check_open()?;
         match tokio::time::timeout(RESPONSE_TIMEOUT, call).await {
             Ok(result) => result.map_err(why_not_read),
-            Err(_) => Err(IndexError::Unreachable(format!("no answer within {RESPONSE_TIMEOUT:?}"))),
+            Err(_) => Err(silent()),
         }
     }
 
@@ -419,6 +419,10 @@ fn why_not_committed(error: RedisError) -> IndexError {
         ErrorKind::Server(_) | ErrorKind::Extension => why_not_read(error),
         _ => IndexError::Unknown(error.to_string()),
     }
+}
+
+fn silent() -> IndexError {
+    IndexError::TimedOut(format!("no answer within {RESPONSE_TIMEOUT:?}"))
 }
 
 /// Whether the server says that it does nothing for now.

@@ -77,6 +77,8 @@ pub struct Metrics {
     pub requests_refused: Counter,
     /// `berth_requests_panicked_total`: ended by a bug of ours.
     pub requests_panicked: Counter,
+    /// `berth_index_believed`: 1 while the index is believed, 0 while the bucket answers in its place.
+    pub index_believed: Gauge,
     /// `berth_connections`, open now.
     connections: Family<ListenerLabels, Gauge>,
     /// `berth_connections_refused_total`: turned away because too many were open.
@@ -100,6 +102,7 @@ impl Metrics {
             bytes_out: Counter::default(),
             requests_refused: Counter::default(),
             requests_panicked: Counter::default(),
+            index_believed: Gauge::default(),
             connections: Family::default(),
             connections_refused: Counter::default(),
             connections_cut: Counter::default(),
@@ -147,6 +150,11 @@ impl Metrics {
             "berth_requests_panicked",
             "Requests that a bug of Berth ended",
             self.requests_panicked.clone(),
+        );
+        registry.register(
+            "berth_index_believed",
+            "Whether the index is believed; else pulls are read from the bucket, and nothing can be pushed",
+            self.index_believed.clone(),
         );
         registry.register("berth_connections", "Open connections", self.connections.clone());
         registry.register(

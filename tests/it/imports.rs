@@ -18,7 +18,7 @@ const LEVELS: [&[&str]; 13] = [
     &["index"],
     &["error"],
     &["auth"],
-    &["blob", "collect", "epoch", "inspect", "manifest", "reconcile", "registry", "tag", "upload", "worker"],
+    &["blob", "bucket", "collect", "epoch", "inspect", "manifest", "reader", "reconcile", "registry", "tag", "upload", "worker"],
     &["api"],
     &["server"],
     &["app"],
