@@ -1,16 +1,25 @@
 //! The wiring: from the configuration to a running registry. The only place that knows all parts.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use axum::Router;
 
 use crate::{
     api::{self, cors::Origins, health::Readiness, observe::Observer},
     auth::AccessRules,
-    config::{Ceiling, Config, IndexUrl, StorageUrl},
+    config::{self, Ceiling, Config, IndexUrl, StorageUrl},
     epoch::{self, Leases, Timing},
     error::Error,
-    index::{Connect, IndexError, embedded::Embedded, metered::MeteredConnect, redis::Redis},
+    index::{
+        Connect, IndexError,
+        embedded::Embedded,
+        metered::MeteredConnect,
+        redis::{Redis, Tls},
+    },
     inspect::Inspector,
     reconcile,
     registry::{Options, OtherIndex, Registry},
@@ -40,9 +49,22 @@ pub enum StartError {
     /// The index can't be used.
     #[error("index.url: {0}")]
     Index(#[from] IndexError),
+    /// A file that the configuration names can't be read.
+    #[error("{key}: can't read {}: {source}", path.display())]
+    File {
+        /// Which setting names it.
+        key: &'static str,
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The index is there and can't be used.
+    #[error("index.url: {}", .0.cause.as_ref().unwrap_or(&.0.message))]
+    Unusable(Error),
     /// The registry in that store can't be served.
     #[error("{}", .0.cause.as_ref().unwrap_or(&.0.message))]
-    Registry(#[from] Error),
+    Registry(Error),
     /// A browser's origin is none.
     #[error("server.cors_origins: {0}")]
     Origin(#[from] api::cors::NotAnOrigin),
@@ -54,6 +76,12 @@ pub enum StartError {
         /// Why.
         source: std::io::Error,
     },
+}
+
+impl From<Error> for StartError {
+    fn from(error: Error) -> Self {
+        if error.is_suspect() { Self::Unusable(error) } else { Self::Registry(error) }
+    }
 }
 
 /// A registry with all that is around it.
@@ -196,10 +224,25 @@ async fn open_store(config: &Config) -> Result<Arc<dyn Store>, StartError> {
 
 fn open_index(config: &Config) -> Result<Arc<dyn Connect>, StartError> {
     if let IndexUrl::Redis(url) = &*config.index.url {
-        return Ok(Arc::new(Redis::new(url.reveal(), &config.index.namespace.to_string())?));
+        let tls = if url.is_tls() { Some(index_tls(&config.index)?) } else { None };
+        return Ok(Arc::new(Redis::with_tls(url.reveal(), &config.index.namespace.to_string(), tls)?));
     }
     let directory = config.index_directory().unwrap_or_default();
     Ok(Arc::new(Embedded::open(&absolute(&directory), config.storage.sync)?))
+}
+
+fn index_tls(index: &config::Index) -> Result<Tls, StartError> {
+    let read = |key: &'static str, path: &Path| {
+        std::fs::read(path).map_err(|source| StartError::File { key, path: path.to_owned(), source })
+    };
+    let ca = index.ca_file.as_ref().map(|path| read("index.ca_file", path)).transpose()?;
+    let own = match (&index.certificate_file, &index.key_file) {
+        (Some(certificate), Some(key)) => {
+            Some((read("index.certificate_file", certificate)?, read("index.key_file", key)?))
+        }
+        _ => None,
+    };
+    Ok(Tls { ca, own })
 }
 
 fn options(config: &Config) -> Options {

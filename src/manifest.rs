@@ -61,9 +61,7 @@ impl Repository {
     /// Finds a manifest by what a tag points at now, or by its digest.
     pub async fn find_manifest(&self, reference: &Reference) -> Result<FoundManifest> {
         match reference {
-            Reference::Tag(tag) => {
-                Ok(self.resolve(tag).await?.ok_or_else(|| crate::tag::unknown(tag))?.into())
-            }
+            Reference::Tag(tag) => Ok(self.resolve(tag).await?.ok_or_else(|| crate::tag::unknown(tag))?.into()),
             Reference::Digest(digest) => {
                 let names = &self.lease.names;
                 let (fact, naming) = (names.manifest(&self.name, digest), names.names_of(&self.name, digest));

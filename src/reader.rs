@@ -6,11 +6,11 @@ use std::sync::Arc;
 
 use crate::{
     blob::{self, Blob},
+    bucket::InBucket,
     error::Result,
     manifest::{self, FoundManifest},
     oci::{Digest, Manifest, Reference, RepositoryName, Tag},
     registry::{Registry, Repository},
-    bucket::InBucket,
 };
 
 /// One repository for who only reads it, for the length of one request.

@@ -142,7 +142,8 @@ impl Registry {
             )));
         }
         let is_new = open_format(&store).await?;
-        let leases = Leases::new(Arc::clone(&store), Arc::clone(&connect), options.timing).with_succession(options.shards);
+        let leases =
+            Leases::new(Arc::clone(&store), Arc::clone(&connect), options.timing).with_succession(options.shards);
         let leases = Arc::new(leases);
         match connect.connect().await {
             Err(away @ (IndexError::Unreachable(_) | IndexError::TimedOut(_)))

@@ -145,9 +145,8 @@ mod tests {
     #[tokio::test]
     async fn who_goes_away_leaves_nothing_and_too_many_are_refused() {
         let (shared, turns) = (Shared::<usize>::default(), Semaphore::new(0));
-        let mut asked: Vec<_> = (0..MAX_WAITING)
-            .map(|n| Box::pin(shared.ask(&turns, n.to_string(), async { Ok(1) })))
-            .collect();
+        let mut asked: Vec<_> =
+            (0..MAX_WAITING).map(|n| Box::pin(shared.ask(&turns, n.to_string(), async { Ok(1) }))).collect();
         for question in &mut asked {
             assert!(futures_util::poll!(question).is_pending());
         }

@@ -96,11 +96,20 @@ pub struct S3 {
 pub struct Index {
     /// Where the index is: `embedded` is a database in `.index` in the directory of a `file:` bucket,
     /// `embedded:PATH` one in a directory of its own, for a single replica; several replicas share a
-    /// `redis://` server. A URL with a password is best read from a file.
+    /// `redis://` server, or a `rediss://` one by TLS. A URL with a password is best read from a file.
     #[schemars(extend("x-secret" = true))]
     pub url: Text<IndexUrl>,
     /// What each key in Redis begins with. Registries that share a server have one each.
     pub namespace: Text<Namespace>,
+    /// The certificates, in PEM, that vouch for a `rediss://` server. Where it is not set, the system's do.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca_file: Option<Text<PathBuf>>,
+    /// The certificate, in PEM, with which Berth says to a `rediss://` server who it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub certificate_file: Option<Text<PathBuf>>,
+    /// The private key of that certificate, in PEM. It goes with `index.certificate_file`: both or neither.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key_file: Option<Text<PathBuf>>,
     /// For how long a replica believes the index without looking again at the bucket.
     pub lease: Text<Duration>,
     /// How long a write to the bucket may take before it no longer counts. More than twice `index.margin`.
@@ -289,6 +298,9 @@ impl Default for Index {
         Self {
             url: Text(IndexUrl::Embedded),
             namespace: Text(Namespace::default()),
+            ca_file: None,
+            certificate_file: None,
+            key_file: None,
             lease: seconds(5),
             write_deadline: seconds(10),
             margin: seconds(3),

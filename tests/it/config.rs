@@ -274,8 +274,18 @@ fn each_mistake_is_one_line() {
         ),
         (
             "",
-            &[("BERTH_INDEX__URL", "rediss://u:pass@h")],
-            "index.url (BERTH_INDEX__URL): found ***; want \"embedded\", \"embedded:PATH\" or \"redis://[USER:PASSWORD@]HOST:PORT/DATABASE\"",
+            &[("BERTH_INDEX__URL", "redisss://u:pass@h")],
+            "index.url (BERTH_INDEX__URL): found ***; want \"embedded\", \"embedded:PATH\" or \"redis://[USER:PASSWORD@]HOST:PORT/DATABASE\" (rediss:// with TLS)",
+        ),
+        (
+            "",
+            &[("BERTH_INDEX__URL", "redis://h"), ("BERTH_INDEX__CA_FILE", "/ca.pem")],
+            "index.ca_file (BERTH_INDEX__CA_FILE): found while index.url is \"redis://h\"; want a rediss:// URL in index.url, or not this",
+        ),
+        (
+            "",
+            &[("BERTH_INDEX__URL", "rediss://h"), ("BERTH_INDEX__KEY_FILE", "/key.pem")],
+            "index.key_file (BERTH_INDEX__KEY_FILE): found without index.certificate_file; want both or neither",
         ),
         (
             "",
