@@ -10,7 +10,10 @@ use berth::index::{
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use tempfile::TempDir;
 
-use crate::{berth::free_port, redis_server};
+use crate::{
+    berth::{Setup, free_port},
+    redis_server,
+};
 
 /// What a user may do that Berth logs in as; docs/redis.md says the same.
 const RIGHTS: &str = "resetkeys ~berth:* resetchannels &berth:* -@all +info +select +script|load +evalsha +eval +multi +exec +hget +hset +hdel +hincrby +zadd +zrem +zrange +exists +publish +subscribe";
@@ -126,15 +129,21 @@ impl Authority {
     }
 }
 
-#[tokio::test]
-async fn a_connection_by_tls_is_checked_on_both_sides() {
-    let (authority, stranger, port) = (Authority::new(), Authority::new(), free_port());
+/// A server that speaks TLS alone to whom the authority vouches for, on a port of its own.
+async fn with_tls(authority: &Authority) -> (redis_server::RedisServer, u16) {
+    let port = free_port();
+    let text = port.to_string();
     let (certificate, key, ca) =
         (authority.path("server.pem"), authority.path("server-key.pem"), authority.path("ca.pem"));
-    let port_text = port.to_string();
-    let arguments = ["--tls-port", &port_text, "--tls-cert-file", &certificate, "--tls-key-file", &key];
+    let arguments = ["--tls-port", &text, "--tls-cert-file", &certificate, "--tls-key-file", &key];
     let arguments = [&arguments[..], &["--tls-ca-cert-file", &ca, "--tls-auth-clients", "yes"]].concat();
-    let _server = redis_server::start_with(&arguments).await;
+    (redis_server::start_with(&arguments).await, port)
+}
+
+#[tokio::test]
+async fn a_connection_by_tls_is_checked_on_both_sides() {
+    let (authority, stranger) = (Authority::new(), Authority::new());
+    let (_server, port) = with_tls(&authority).await;
     let connect = async |ca: Option<Vec<u8>>, own| {
         let redis = Redis::with_tls(&format!("rediss://localhost:{port}/"), "berth:", Some(Tls { ca, own })).unwrap();
         redis.connect().await
@@ -155,4 +164,33 @@ async fn a_connection_by_tls_is_checked_on_both_sides() {
         assert!(matches!(&refused, Err(IndexError::Broken(_))), "{what}: {refused:?}");
     }
     assert!(Redis::with_tls("rediss://h", "berth:", Some(Tls { ca: Some(b"none".to_vec()), own: None })).is_err());
+}
+
+/// The same as an operator configures it; what is wrong is one line that says where.
+#[tokio::test]
+async fn the_settings_of_a_connection_reach_it() {
+    let (authority, stranger) = (Authority::new(), Authority::new());
+    let (_server, port) = with_tls(&authority).await;
+    let evicting = redis_server::start_with(&["--maxmemory-policy", "allkeys-lfu"]).await;
+    let url = format!("rediss://localhost:{port}/");
+    let setup = |url: &str, ca: &str| {
+        let (certificate, key) = (authority.path("client.pem"), authority.path("client-key.pem"));
+        let tls = [("CA_FILE", ca), ("CERTIFICATE_FILE", &certificate), ("KEY_FILE", &key)];
+        let mut setup = Setup::of(&[("BERTH_INDEX__URL", url)]);
+        if url.starts_with("rediss") {
+            setup.environment.extend(tls.map(|(key, value)| (format!("BERTH_INDEX__{key}"), value.to_owned())));
+        }
+        setup
+    };
+    let works = setup(&url, &authority.path("ca.pem"));
+    let berth = tokio::task::spawn_blocking(move || works.start()).await.unwrap();
+    berth.client().push_blob("team/app", "bytes").await;
+    for (setup, said) in [
+        (setup(&url, &stranger.path("ca.pem")), "index.url: the index is not usable: invalid peer certificate"),
+        (setup(&url, &authority.path("none.pem")), "index.ca_file: can't read"),
+        (setup(&evicting.url(), ""), "drops facts at random: set it to noeviction"),
+    ] {
+        let (status, line) = tokio::task::spawn_blocking(move || setup.refused()).await.unwrap();
+        assert!(!status.success() && line.contains(said), "{said}: {line}");
+    }
 }
