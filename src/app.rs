@@ -22,6 +22,7 @@ use crate::{
     },
     inspect::Inspector,
     reconcile,
+    redirect::{Redirects, cloudfront::UnfitKey},
     registry::{Options, OtherIndex, Registry},
     server::{self, Drain, End, Listener},
     storage::{
@@ -68,6 +69,9 @@ pub enum StartError {
     /// A browser's origin is none.
     #[error("server.cors_origins: {0}")]
     Origin(#[from] api::cors::NotAnOrigin),
+    /// The private key of a CDN can't be used.
+    #[error("redirect.cdn.private_key: {0}")]
+    Cdn(#[from] UnfitKey),
     /// An address can't be listened on.
     #[error("can't listen on {address}: {source}")]
     Listen {
@@ -112,7 +116,8 @@ impl App {
         let anonymous = self.config.auth.anonymous.role();
         let access = AccessRules::new(anonymous, self.config.auth.rules.values().cloned());
         let origins: Vec<String> = self.config.server.cors_origins.iter().map(ToString::to_string).collect();
-        let api = Origins::parse(&origins)?.around(api::router(Arc::clone(&self.registry), access));
+        let redirects = Redirects::new(&self.config.redirect)?;
+        let api = Origins::parse(&origins)?.around(api::router(Arc::clone(&self.registry), access, redirects));
         let observer = Observer::new(Arc::clone(&self.metrics), self.config.limits.requests.get() as usize);
         Ok(observer.around(api.merge(api::health::health_routes(self.readiness.clone()))))
     }
@@ -209,6 +214,7 @@ async fn open_store(config: &Config) -> Result<Arc<dyn Store>, StartError> {
                 bucket: bucket.clone(),
                 prefix: prefix.clone(),
                 endpoint: s3.endpoint.as_ref().map(|endpoint| endpoint.as_str().to_owned()),
+                public_endpoint: s3.public_endpoint.as_ref().map(|endpoint| endpoint.as_str().to_owned()),
                 region: s3.region.as_ref().map(ToString::to_string),
                 path_style: s3.path_style,
                 access_key: s3

@@ -18,6 +18,7 @@ pub mod manifest;
 pub mod oci;
 pub mod reader;
 pub mod reconcile;
+pub mod redirect;
 pub mod registry;
 pub mod server;
 pub mod storage;

@@ -3,7 +3,7 @@
 //! Handlers never ask whether they may: that is decided here, from the route alone, before anything is
 //! looked up, so that the answer to who may not is the same whether a thing exists or not.
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
 use axum::{
     body::Body,
@@ -15,7 +15,7 @@ use serde_json::json;
 
 use super::{
     blobs, catalog, manifests,
-    observe::{RequestId, Seen},
+    observe::{Peer, RequestId, Seen},
     referrers, respond,
     route::{Access, Route, Unroutable},
     tags, uploads,
@@ -25,6 +25,7 @@ use crate::{
     error::{Code, Error, Result},
     oci::RepositoryName,
     reader::Reader,
+    redirect::Redirects,
     registry::{Registry, Repository},
 };
 
@@ -35,6 +36,8 @@ pub(super) struct Api {
     pub(super) registry: Arc<Registry>,
     /// Who may have it.
     pub(super) access: AccessRules,
+    /// Who fetches the bytes of blobs elsewhere; `None` where nobody does.
+    pub(super) redirects: Option<Redirects>,
 }
 
 /// One request that was allowed, as its handler needs it.
@@ -43,6 +46,8 @@ pub(super) struct Call {
     pub(super) identity: Identity,
     pub(super) grant: Grant,
     pub(super) headers: HeaderMap,
+    /// The client's address, where it is known.
+    pub(super) client: Option<IpAddr>,
 }
 
 impl Call {
@@ -77,8 +82,9 @@ pub(super) async fn answer(State(api): State<Arc<Api>>, request: Request) -> Res
         Ok(route) => {
             let identity = Identity::ANONYMOUS;
             let seen = seen(&route, &identity);
+            let client = head.extensions.get::<Peer>().map(|peer| peer.0.ip());
             let done = match admit(&api.access, &route, &identity) {
-                Ok(grant) => serve(Call { api, identity, grant, headers: head.headers }, route, body).await,
+                Ok(grant) => serve(Call { api, identity, grant, headers: head.headers, client }, route, body).await,
                 Err(error) => Err(error),
             };
             see(done.unwrap_or_else(|error| respond::error(error, id.as_ref())), seen)
@@ -168,9 +174,9 @@ fn seen(route: &Route, identity: &Identity) -> Seen {
     }
 }
 
-/// Tells them, together with what the answer may know of its error.
+/// Tells them, together with what the answer may know of its error and of a blob's bytes.
 fn see(mut response: Response, seen: Seen) -> Response {
-    let error = response.extensions_mut().remove::<Seen>().and_then(|seen| seen.error);
-    response.extensions_mut().insert(Seen { error, ..seen });
+    let Seen { error, blob, .. } = response.extensions_mut().remove().unwrap_or_default();
+    response.extensions_mut().insert(Seen { error, blob, ..seen });
     response
 }

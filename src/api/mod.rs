@@ -20,11 +20,11 @@ use std::sync::Arc;
 
 use axum::Router;
 
-use crate::{auth::AccessRules, registry::Registry};
+use crate::{auth::AccessRules, redirect::Redirects, registry::Registry};
 
-/// The API of one registry, for those whom `access` lets in. It answers every path that no other route
-/// takes.
-pub fn router(registry: Arc<Registry>, access: AccessRules) -> Router {
-    let api = Arc::new(dispatch::Api { registry, access });
+/// The API of one registry, for those whom `access` lets in; `redirects` sends them elsewhere for the bytes of
+/// blobs. It answers every path that no other route takes.
+pub fn router(registry: Arc<Registry>, access: AccessRules, redirects: Option<Redirects>) -> Router {
+    let api = Arc::new(dispatch::Api { registry, access, redirects });
     Router::new().fallback(dispatch::answer).with_state(api)
 }

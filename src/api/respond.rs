@@ -27,7 +27,7 @@ pub(super) const FOREVER: HeaderValue = HeaderValue::from_static("max-age=315360
 pub(super) const ASK_EACH_TIME: HeaderValue = HeaderValue::from_static("no-cache");
 
 /// For what is only so now.
-const NEVER: HeaderValue = HeaderValue::from_static("no-store");
+pub(super) const NEVER: HeaderValue = HeaderValue::from_static("no-store");
 
 /// `nosniff`, for `X-Content-Type-Options`: what was pushed is never what a browser guesses it to be.
 pub(super) const NO_SNIFF: HeaderValue = HeaderValue::from_static("nosniff");

@@ -2,9 +2,16 @@
 //!
 //! An address is only parsed here; whether anybody answers at it is for the layer that dials it to say.
 
-use std::{borrow::Cow, fmt, net::SocketAddr, ops::Deref, path::PathBuf};
+use std::{
+    borrow::Cow,
+    fmt,
+    net::{IpAddr, SocketAddr},
+    ops::Deref,
+    path::PathBuf,
+};
 
 use http::Uri;
+use ipnet::IpNet;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
@@ -20,6 +27,24 @@ impl Written for SocketAddr {
 
     fn write(&self) -> String {
         self.to_string()
+    }
+}
+
+impl Written for IpNet {
+    const NAME: &'static str = "Network";
+    const WANT: &'static str = "a network such as \"10.0.0.0/8\" or \"fd00::/8\", or a single IP address";
+
+    fn read(text: &str) -> Option<Self> {
+        let single = || text.parse::<IpAddr>().ok().map(Self::from);
+        // Bits behind the prefix would be ignored, and are most likely a mistake.
+        text.parse().ok().or_else(single).filter(|network: &Self| network.trunc() == *network)
+    }
+
+    fn write(&self) -> String {
+        match self.prefix_len() == self.max_prefix_len() {
+            true => self.addr().to_string(),
+            false => self.to_string(),
+        }
     }
 }
 
@@ -131,6 +156,37 @@ impl Written for Site {
         }
         let site = format!("{scheme}://{authority}");
         (text.strip_suffix('/').unwrap_or(text) == site).then_some(Self(site))
+    }
+
+    fn write(&self) -> String {
+        self.0.clone()
+    }
+}
+
+/// What URLs begin with: a scheme, a host and perhaps a path, kept without a slash at its end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UrlStart(String);
+
+impl UrlStart {
+    /// As it is put before a slash and the rest: `https://cdn.example.com/registry`.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Written for UrlStart {
+    const NAME: &'static str = "UrlStart";
+    const WANT: &'static str =
+        "an absolute http or https URL without a query, such as \"https://d111111abcdef8.cloudfront.net\"";
+
+    fn read(text: &str) -> Option<Self> {
+        let text = text.strip_suffix('/').unwrap_or(text);
+        let from = text.find("://")? + "://".len();
+        let (site, path) = text.split_at(text[from..].find('/').map_or(text.len(), |at| from + at));
+        // Letters that mean themselves in a URL and in the JSON of a policy.
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~%".contains(&byte);
+        let good = |part: &str| !matches!(part, "" | "." | "..") && part.bytes().all(plain);
+        (Site::read(site).is_some() && path.split('/').skip(1).all(good)).then(|| Self(text.to_owned()))
     }
 
     fn write(&self) -> String {
@@ -365,6 +421,45 @@ mod tests {
             "https://me@r.example.com",
         ] {
             assert_eq!(Site::read(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn starts_of_urls_are_read_and_written() {
+        for (text, shown) in [
+            ("https://cdn.example.com", "https://cdn.example.com"),
+            ("https://cdn.example.com/", "https://cdn.example.com"),
+            ("http://127.0.0.1:8080/a/b-c/", "http://127.0.0.1:8080/a/b-c"),
+        ] {
+            assert_eq!(UrlStart::read(text).unwrap().write(), shown);
+        }
+        for bad in [
+            "",
+            "cdn.example.com",
+            "https://",
+            "https://c/a?b",
+            "https://c/a#b",
+            "https://c//a",
+            "https://c/\"",
+            "ftp://c",
+        ] {
+            assert_eq!(UrlStart::read(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn networks_are_read_and_written() {
+        for (text, shown) in [
+            ("10.0.0.0/8", "10.0.0.0/8"),
+            ("0.0.0.0/0", "0.0.0.0/0"),
+            ("fd00::/8", "fd00::/8"),
+            ("192.0.2.1", "192.0.2.1"),
+            ("::1/128", "::1"),
+        ] {
+            assert_eq!(IpNet::read(text).unwrap().write(), shown);
+        }
+        for bad in ["", "10.0.0.1/8", "10.0.0.0/33", "10.0.0", "localhost", "10.0.0.0/8,::1"] {
+            assert_eq!(IpNet::read(bad), None, "{bad}");
         }
     }
 

@@ -22,13 +22,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-pub use address::{CorsOrigin, IndexUrl, Listen, Namespace, RedisUrl, Site, StorageUrl};
+pub use address::{CorsOrigin, IndexUrl, Listen, Namespace, RedisUrl, Site, StorageUrl, UrlStart};
 pub use error::{ConfigError, Origin};
-pub use pattern::{RepositoryPattern, TagPattern};
+pub use pattern::{AgentPattern, RepositoryPattern, TagPattern};
 pub use reference::reference;
-pub use text::{MASK, Secret, Text, Word, Written};
+pub use text::{MASK, PrivateKey, Secret, Text, Word, Written};
 pub use tree::{
-    Admin, Anonymous, Auth, Config, Index, Limits, Log, LogFormat, Role, Rule, S3, Server, Storage, Tags, Who,
+    Admin, Anonymous, Auth, Cdn, CdnKind, Config, Index, Limits, Log, LogFormat, Redirect, Role, Rule, S3, Server,
+    Storage, Tags, Who,
 };
 pub use units::{Ceiling, LogFilter, Size};
 

@@ -50,7 +50,7 @@ impl Berth {
             role: *role,
             repositories: vec![Text(RepositoryPattern::read(pattern).unwrap())],
         };
-        Client(api::router(Arc::clone(&self.registry), AccessRules::new(None, rules.iter().map(rule))))
+        Client(api::router(Arc::clone(&self.registry), AccessRules::new(None, rules.iter().map(rule)), None))
     }
 
     fn admin(&self) -> Client {

@@ -13,20 +13,20 @@ use crate::{
 };
 
 /// A tool, with nothing of the user's own settings.
-struct Tool {
+pub(crate) struct Tool {
     name: &'static str,
     home: TempDir,
 }
 
 impl Tool {
-    fn new(name: &'static str) -> Self {
+    pub(crate) fn new(name: &'static str) -> Self {
         let home = TempDir::new().unwrap();
         // Buildah wants the file of credentials that `DOCKER_CONFIG` names to exist.
         fs::write(home.path().join("config.json"), "{}").unwrap();
         Self { name, home }
     }
 
-    fn command(&self, arguments: &[&str]) -> Command {
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(self.name);
         command.args(arguments).current_dir(self.path()).env("HOME", self.path());
         command.env("XDG_RUNTIME_DIR", self.path()).env("DOCKER_CONFIG", self.path());
@@ -34,7 +34,7 @@ impl Tool {
         command
     }
 
-    fn run(&self, arguments: &[&str]) -> String {
+    pub(crate) fn run(&self, arguments: &[&str]) -> String {
         run(&mut self.command(arguments))
     }
 
@@ -42,19 +42,19 @@ impl Tool {
         fails(&mut self.command(arguments))
     }
 
-    fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         self.home.path()
     }
 
     /// A tar of one file, at `name` in the tool's own directory.
-    fn tar(&self, name: &str, seed: u64, size: usize) {
+    pub(crate) fn tar(&self, name: &str, seed: u64, size: usize) {
         fs::write(self.path().join("file"), noise(seed, size)).unwrap();
         run(Command::new("tar").current_dir(self.path()).args(["-cf", name, "file"]));
     }
 }
 
 /// Two images for two platforms, and an image index of both, by crane.
-fn push_index(crane: &Tool, host: &str) -> String {
+pub(crate) fn push_index(crane: &Tool, host: &str) -> String {
     for (platform, seed, size) in [("linux/amd64", 1, 1000), ("linux/arm64", 2, 6 << 20)] {
         let architecture = platform.split('/').nth(1).unwrap();
         crane.tar("layer.tar", seed, size);

@@ -10,7 +10,7 @@ use std::{
 };
 
 /// The levels, lowest first.
-const LEVELS: [&[&str]; 13] = [
+const LEVELS: [&[&str]; 14] = [
     &["oci"],
     &["telemetry"],
     &["config"],
@@ -32,6 +32,7 @@ const LEVELS: [&[&str]; 13] = [
         "upload",
         "worker",
     ],
+    &["redirect"],
     &["api"],
     &["server"],
     &["app"],
@@ -40,9 +41,10 @@ const LEVELS: [&[&str]; 13] = [
 ];
 
 /// The foreign crates that have owners, and exactly who imports each.
-const OWNED: [(&str, &[&str]); 24] = [
+const OWNED: [(&str, &[&str]); 27] = [
+    ("aws_lc_rs", &["redirect"]),
     ("axum", &["api", "app", "server"]),
-    ("base64", &["registry", "upload"]),
+    ("base64", &["redirect", "registry", "upload"]),
     ("chrono", &["cli", "storage"]),
     ("clap", &["cli"]),
     ("clap_complete", &["cli"]),
@@ -52,12 +54,14 @@ const OWNED: [(&str, &[&str]); 24] = [
     ("http_body_util", &["api"]),
     ("hyper", &["server"]),
     ("hyper_util", &["server"]),
+    ("ipnet", &["config", "redirect"]),
     ("object_store", &["storage"]),
     ("prometheus_client", &["server", "telemetry"]),
-    ("quick_cache", &["registry"]),
+    ("quick_cache", &["redirect", "registry"]),
     ("redb", &["index"]),
     ("redis", &["index"]),
     ("rustix", &["epoch", "storage", "telemetry"]),
+    ("rustls", &["redirect"]),
     ("schemars", &["config"]),
     ("serde_path_to_error", &["config"]),
     ("sha2", &["oci", "upload"]),

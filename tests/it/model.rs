@@ -90,7 +90,7 @@ impl Run {
 }
 
 fn servers(bench: &Bench) -> [Router; 2] {
-    [&bench.a, &bench.b].map(|engine| api::router(engine.clone(), AccessRules::new(Some(Role::Admin), None)))
+    [&bench.a, &bench.b].map(|engine| api::router(engine.clone(), AccessRules::new(Some(Role::Admin), None), None))
 }
 
 async fn send(server: &Router, request: &Request) -> Answer {
