@@ -60,6 +60,16 @@ pub enum StartError {
         /// Why.
         source: std::io::Error,
     },
+    /// A file that the configuration names is not what it should be.
+    #[error("{key}: found something else in {}; want {want}", path.display())]
+    NotPem {
+        /// Which setting names it.
+        key: &'static str,
+        /// Which file.
+        path: PathBuf,
+        /// What it should hold.
+        want: &'static str,
+    },
     /// The index is there and can't be used.
     #[error("index.url: {}", .0.cause.as_ref().unwrap_or(&.0.message))]
     Unusable(Error),
@@ -238,17 +248,28 @@ fn open_index(config: &Config) -> Result<Arc<dyn Connect>, StartError> {
 }
 
 fn index_tls(index: &config::Index) -> Result<Tls, StartError> {
-    let read = |key: &'static str, path: &Path| {
-        std::fs::read(path).map_err(|source| StartError::File { key, path: path.to_owned(), source })
-    };
-    let ca = index.ca_file.as_ref().map(|path| read("index.ca_file", path)).transpose()?;
-    let own = match (&index.certificate_file, &index.key_file) {
+    let certificates = |key, path: &Path| read_pem(key, path, Tls::is_certificate, "certificates in PEM");
+    let private_key = |key, path: &Path| read_pem(key, path, Tls::is_key, "a private key in PEM");
+    let ca = index.ca.as_ref().map(|path| certificates("index.ca", path)).transpose()?;
+    let own = match (&index.certificate, &index.key) {
         (Some(certificate), Some(key)) => {
-            Some((read("index.certificate_file", certificate)?, read("index.key_file", key)?))
+            Some((certificates("index.certificate", certificate)?, private_key("index.key", key)?))
         }
         _ => None,
     };
     Ok(Tls { ca, own })
+}
+
+/// Reads a file that the setting `key` names, and refuses it unless it `fits`.
+fn read_pem(
+    key: &'static str,
+    path: &Path,
+    fits: fn(&[u8]) -> bool,
+    want: &'static str,
+) -> Result<Vec<u8>, StartError> {
+    let unreadable = |source| StartError::File { key, path: path.to_owned(), source };
+    let pem = std::fs::read(path).map_err(unreadable)?;
+    if fits(&pem) { Ok(pem) } else { Err(StartError::NotPem { key, path: path.to_owned(), want }) }
 }
 
 fn options(config: &Config) -> Options {

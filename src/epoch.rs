@@ -165,8 +165,8 @@ impl Lease {
         }
     }
 
-    /// A page of a group, asked for once more where the connection broke. Where it ends short of `limit`, the shard's fence is looked at after it: an index
-    /// that was emptied shows short pages too.
+    /// A page of a group, asked for once more where the connection broke. Where it ends short of `limit`, the
+    /// shard's fence is looked at after it: an index that was emptied shows short pages too.
     pub async fn scan(
         &self,
         shard: Shard,
@@ -189,12 +189,19 @@ impl Lease {
         Ok(page)
     }
 
-    /// Commits a batch behind the fence. A refused check is counted without the fence. A batch is never sent
-    /// twice: the first one may have been committed.
+    /// Commits a batch behind the fence. A refused check is counted without the fence. It is sent once more only
+    /// where the index wasn't reached; whatever else went wrong, the first one may have been committed.
     pub async fn commit(&self, shard: Shard, mut batch: Batch) -> Result<Outcome> {
         let index = self.live().await?;
         batch.checks.insert(0, self.fenced());
-        match index.commit(shard, batch).await.map_err(|error| self.doubt(&index, error))? {
+        let outcome = match index.commit(shard, batch.clone()).await {
+            Ok(outcome) => outcome,
+            Err(error) => {
+                let index = self.another(&index, error).await?;
+                index.commit(shard, batch).await.map_err(|error| self.doubt(&index, error))?
+            }
+        };
+        match outcome {
             Outcome::Refused { check: 0 } => Err(self.unserved()),
             Outcome::Refused { check } => Ok(Outcome::Refused { check: check - 1 }),
             committed => Ok(committed),

@@ -81,15 +81,14 @@ fn check_index(config: &Config, sources: &Sources) -> Result<(), ConfigError> {
 fn check_index_tls(config: &Config, sources: &Sources) -> Result<(), ConfigError> {
     let index = &config.index;
     let is_tls = matches!(&*index.url, IndexUrl::Redis(url) if url.is_tls());
-    let files =
-        [("ca_file", &index.ca_file), ("certificate_file", &index.certificate_file), ("key_file", &index.key_file)];
+    let files = [("ca", &index.ca), ("certificate", &index.certificate), ("key", &index.key)];
     if let Some((name, _)) = files.iter().find(|(_, file)| file.is_some() && !is_tls) {
         let found = format!("found while index.url is \"{}\"", index.url);
         return refuse(sources, &format!("index.{name}"), found, "want a rediss:// URL in index.url, or not this");
     }
-    let (given, missing) = match (&index.certificate_file, &index.key_file) {
-        (Some(_), None) => ("certificate_file", "key_file"),
-        (None, Some(_)) => ("key_file", "certificate_file"),
+    let (given, missing) = match (&index.certificate, &index.key) {
+        (Some(_), None) => ("certificate", "key"),
+        (None, Some(_)) => ("key", "certificate"),
         (Some(_), Some(_)) | (None, None) => return Ok(()),
     };
     let found = format!("found without index.{missing}");

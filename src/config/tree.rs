@@ -162,15 +162,15 @@ pub struct Index {
     pub url: Text<IndexUrl>,
     /// What each key in Redis begins with. Registries that share a server have one each.
     pub namespace: Text<Namespace>,
-    /// The certificates, in PEM, that vouch for a `rediss://` server. Where it is not set, the system's do.
+    /// The file of certificates, in PEM, that vouch for a `rediss://` server. Where it is not set, the system's do.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub ca_file: Option<Text<PathBuf>>,
-    /// The certificate, in PEM, with which Berth says to a `rediss://` server who it is.
+    pub ca: Option<Text<PathBuf>>,
+    /// The file with the certificate, in PEM, by which Berth says to a `rediss://` server who it is.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub certificate_file: Option<Text<PathBuf>>,
-    /// The private key of that certificate, in PEM. It goes with `index.certificate_file`: both or neither.
+    pub certificate: Option<Text<PathBuf>>,
+    /// The file with the certificate's private key, in PEM. It goes with `index.certificate`: both or neither.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub key_file: Option<Text<PathBuf>>,
+    pub key: Option<Text<PathBuf>>,
     /// For how long a replica believes the index without looking again at the bucket.
     pub lease: Text<Duration>,
     /// How long a write to the bucket may take before it no longer counts. More than twice `index.margin`.
@@ -375,9 +375,9 @@ impl Default for Index {
         Self {
             url: Text(IndexUrl::Embedded),
             namespace: Text(Namespace::default()),
-            ca_file: None,
-            certificate_file: None,
-            key_file: None,
+            ca: None,
+            certificate: None,
+            key: None,
             lease: seconds(5),
             write_deadline: seconds(10),
             margin: seconds(3),

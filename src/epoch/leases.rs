@@ -12,7 +12,10 @@ use std::{
 };
 
 use futures_util::future::try_join_all;
-use tokio::sync::watch;
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout_at},
+};
 
 use super::{EpochRecord, Lease, Timing, boottime, newest_epoch, read_json};
 use crate::{
@@ -26,6 +29,10 @@ const FIRST_LOOK: Duration = Duration::from_millis(100);
 
 /// How often it is looked for later: each look is a listing and a connection.
 const LATER_LOOK: Duration = Duration::from_secs(1);
+
+/// For how long a request waits for the index while it asks anew which one that is: what changes something is
+/// to be refused within a second where the index is away, however many calls that takes to find out.
+const PATIENCE: Duration = Duration::from_millis(800);
 
 /// Keeps this replica's lease.
 #[derive(Debug)]
@@ -122,7 +129,7 @@ impl Leases {
         if let Some((_, error)) = asking.as_ref().filter(|(failed, _)| *failed > arrived) {
             return Err(error.clone());
         }
-        let asked = self.ask_in_time().await.and_then(|standing| standing.lease());
+        let asked = self.ask_in_time(PATIENCE).await.and_then(|standing| standing.lease());
         *asking = asked.as_ref().err().map(|error| (boottime(), error.clone()));
         if let Some(error) = asked.as_ref().err().filter(|error| error.is_suspect()) {
             self.give_up(error.clone());
@@ -149,7 +156,7 @@ impl Leases {
     /// Looks whether the index is back; what was found, if the bucket and an index answered.
     async fn look(self: &Arc<Self>) -> Option<Standing> {
         let _asking = self.asking.lock().await;
-        let found = self.ask_in_time().await;
+        let found = self.ask_in_time(self.timing.lease).await;
         match found.as_ref().map_err(Clone::clone).and_then(Standing::lease) {
             Ok(lease) => {
                 self.trouble.send_replace(None);
@@ -190,7 +197,7 @@ impl Leases {
         let keeper = Arc::clone(self);
         tokio::spawn(async move {
             let Ok(_asking) = keeper.asking.try_lock() else { return };
-            match keeper.ask_in_time().await.and_then(|standing| standing.lease()) {
+            match keeper.ask_in_time(keeper.timing.lease).await.and_then(|standing| standing.lease()) {
                 Ok(_) => {}
                 Err(error) if error.is_suspect() => keeper.give_up(error),
                 Err(error) => {
@@ -201,17 +208,22 @@ impl Leases {
     }
 
     /// Asks for as long as an answer can be of use: the lease counts from the question. Who asks keeps all
-    /// others waiting, so a store that never answers must not keep it asking.
-    async fn ask_in_time(self: &Arc<Self>) -> Result<Standing> {
-        let patience = self.timing.lease;
-        let late = |_| Error::unavailable("bucket and index did not answer within the time of a lease");
-        tokio::time::timeout(patience, self.ask()).await.map_err(late)?
+    /// others waiting, so a store that never answers must not keep it asking. Nor does it make the index
+    /// suspect: what can't be read from the bucket now is not there to be read in its place. The index has
+    /// `patience` at most.
+    async fn ask_in_time(self: &Arc<Self>, patience: Duration) -> Result<Standing> {
+        let (asked, end) = (boottime(), Instant::now() + self.timing.lease);
+        let late = |_| Error::unavailable("the bucket did not answer within the time of a lease");
+        let newest = timeout_at(end, newest_epoch(&*self.store)).await.map_err(late)??;
+        let end = end.min(Instant::now() + patience);
+        let late = |_| Error::suspect("the index did not answer in time");
+        timeout_at(end, self.ask_index(asked, newest)).await.map_err(late)?
     }
 
-    /// Asks the bucket which index is believed, and this connection whether it is that one.
-    async fn ask(self: &Arc<Self>) -> Result<Standing> {
-        let asked = boottime();
-        let Some(newest) = newest_epoch(&*self.store).await? else { return Ok(Standing::Fresh) };
+    /// Asks this connection whether it reaches the index of the bucket's newest epoch, which was asked for
+    /// at `asked`.
+    async fn ask_index(self: &Arc<Self>, asked: u64, newest: Option<EpochNumber>) -> Result<Standing> {
+        let Some(newest) = newest else { return Ok(Standing::Fresh) };
         // In trouble the old connection has had its chance: a server that is gone may never say that it is.
         let held = self.held().filter(|lease| lease.epoch == newest && self.trouble.borrow().is_none());
         if let Some(lease) = held
@@ -272,7 +284,8 @@ impl Leases {
     /// What the bucket and the index say of each other, at start.
     pub async fn standing(self: &Arc<Self>) -> Result<Standing> {
         let _asking = self.asking.lock().await;
-        self.ask().await
+        let asked = boottime();
+        self.ask_index(asked, newest_epoch(&*self.store).await?).await
     }
 }
 

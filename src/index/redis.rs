@@ -26,13 +26,14 @@ use redis::{
     IntoConnectionInfo, ProtocolVersion, PushInfo, PushKind, RedisError, RedisResult, Script, ServerErrorKind,
     TlsCertificates, Value, aio::MultiplexedConnection, io::tcp::TcpSettings,
 };
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use tokio::sync::OnceCell;
 
 use super::{Ask, Batch, Check, Connect, Fact, Index, IndexError, Outcome, Shard, Write, wake::Topics};
 
-/// How long making a connection may take, with all that is asked of the server first. A server in the same
-/// region answers in a few milliseconds; one that needs half a second is of no use to a request.
-pub const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
+/// How long making a connection may take: with TLS that is several round trips, and work for both sides. Requests
+/// don't wait that long: who looks for an index that is away does.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How long any one call may take, from when it is made to the last byte of its answer.
 pub const RESPONSE_TIMEOUT: Duration = Duration::from_millis(500);
@@ -60,6 +61,20 @@ pub struct Tls {
     pub ca: Option<Vec<u8>>,
     /// Our own certificate and its private key, for a server that asks for one.
     pub own: Option<(Vec<u8>, Vec<u8>)>,
+}
+
+impl Tls {
+    /// Whether a file's bytes are at least one certificate in PEM. A file without any would go unnoticed: then
+    /// nobody vouches for the server.
+    pub fn is_certificate(pem: &[u8]) -> bool {
+        let mut certificates = CertificateDer::pem_slice_iter(pem).peekable();
+        certificates.peek().is_some() && certificates.all(|certificate| certificate.is_ok())
+    }
+
+    /// Whether a file's bytes hold a private key in PEM.
+    pub fn is_key(pem: &[u8]) -> bool {
+        PrivateKeyDer::from_pem_slice(pem).is_ok()
+    }
 }
 
 /// One connection to the server.
@@ -98,7 +113,7 @@ impl Redis {
     /// The same for a `rediss://` URL, with what the connection is encrypted by.
     ///
     /// # Errors
-    /// Also [`IndexError::Broken`] for what is no PEM, or no `rediss://` URL.
+    /// Also [`IndexError::Broken`] for what rustls can't use, or no `rediss://` URL.
     pub fn with_tls(url: &str, namespace: &str, tls: Option<Tls>) -> Result<Self, IndexError> {
         if namespace.chars().any(|c| c == '{' || c == '}' || c.is_whitespace() || c.is_control()) {
             return Err(IndexError::Broken(format!("{namespace:?} can't be a namespace")));

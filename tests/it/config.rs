@@ -279,13 +279,13 @@ fn each_mistake_is_one_line() {
         ),
         (
             "",
-            &[("BERTH_INDEX__URL", "redis://h"), ("BERTH_INDEX__CA_FILE", "/ca.pem")],
-            "index.ca_file (BERTH_INDEX__CA_FILE): found while index.url is \"redis://h\"; want a rediss:// URL in index.url, or not this",
+            &[("BERTH_INDEX__URL", "redis://h"), ("BERTH_INDEX__CA", "/ca.pem")],
+            "index.ca (BERTH_INDEX__CA): found while index.url is \"redis://h\"; want a rediss:// URL in index.url, or not this",
         ),
         (
             "",
-            &[("BERTH_INDEX__URL", "rediss://h"), ("BERTH_INDEX__KEY_FILE", "/key.pem")],
-            "index.key_file (BERTH_INDEX__KEY_FILE): found without index.certificate_file; want both or neither",
+            &[("BERTH_INDEX__URL", "rediss://h"), ("BERTH_INDEX__KEY", "/key.pem")],
+            "index.key (BERTH_INDEX__KEY): found without index.certificate; want both or neither",
         ),
         (
             "",

@@ -61,7 +61,7 @@ const OWNED: [(&str, &[&str]); 27] = [
     ("redb", &["index"]),
     ("redis", &["index"]),
     ("rustix", &["epoch", "storage", "telemetry"]),
-    ("rustls", &["redirect"]),
+    ("rustls", &["index", "redirect"]),
     ("schemars", &["config"]),
     ("serde_path_to_error", &["config"]),
     ("sha2", &["oci", "upload"]),
