@@ -14,7 +14,7 @@ use std::{
 use futures_util::future::try_join_all;
 use tokio::{
     sync::watch,
-    time::{Instant, timeout_at},
+    time::{Instant, timeout, timeout_at},
 };
 
 use super::{EpochRecord, Lease, Timing, boottime, newest_epoch, read_json};
@@ -30,8 +30,8 @@ const FIRST_LOOK: Duration = Duration::from_millis(100);
 /// How often it is looked for later: each look is a listing and a connection.
 const LATER_LOOK: Duration = Duration::from_secs(1);
 
-/// For how long a request waits for the index while it asks anew which one that is: what changes something is
-/// to be refused within a second where the index is away, however many calls that takes to find out.
+/// For how long a request waits for a new connection: what changes something is to be refused within a second
+/// where the index is away. Who looks for it while nobody waits has as long as a connection may take.
 const PATIENCE: Duration = Duration::from_millis(800);
 
 /// Keeps this replica's lease.
@@ -156,7 +156,7 @@ impl Leases {
     /// Looks whether the index is back; what was found, if the bucket and an index answered.
     async fn look(self: &Arc<Self>) -> Option<Standing> {
         let _asking = self.asking.lock().await;
-        let found = self.ask_in_time(self.timing.lease).await;
+        let found = self.ask_in_time(Duration::MAX).await;
         match found.as_ref().map_err(Clone::clone).and_then(Standing::lease) {
             Ok(lease) => {
                 self.trouble.send_replace(None);
@@ -197,7 +197,7 @@ impl Leases {
         let keeper = Arc::clone(self);
         tokio::spawn(async move {
             let Ok(_asking) = keeper.asking.try_lock() else { return };
-            match keeper.ask_in_time(keeper.timing.lease).await.and_then(|standing| standing.lease()) {
+            match keeper.ask_in_time(PATIENCE).await.and_then(|standing| standing.lease()) {
                 Ok(_) => {}
                 Err(error) if error.is_suspect() => keeper.give_up(error),
                 Err(error) => {
@@ -209,20 +209,23 @@ impl Leases {
 
     /// Asks for as long as an answer can be of use: the lease counts from the question. Who asks keeps all
     /// others waiting, so a store that never answers must not keep it asking. Nor does it make the index
-    /// suspect: what can't be read from the bucket now is not there to be read in its place. The index has
-    /// `patience` at most.
+    /// suspect: what can't be read from the bucket now is not there to be read in its place.
     async fn ask_in_time(self: &Arc<Self>, patience: Duration) -> Result<Standing> {
         let (asked, end) = (boottime(), Instant::now() + self.timing.lease);
         let late = |_| Error::unavailable("the bucket did not answer within the time of a lease");
         let newest = timeout_at(end, newest_epoch(&*self.store)).await.map_err(late)??;
-        let end = end.min(Instant::now() + patience);
-        let late = |_| Error::suspect("the index did not answer in time");
-        timeout_at(end, self.ask_index(asked, newest)).await.map_err(late)?
+        let late = |_| Error::suspect("no answer within the time of a lease");
+        timeout_at(end, self.ask_index(asked, newest, patience)).await.map_err(late)?
     }
 
     /// Asks this connection whether it reaches the index of the bucket's newest epoch, which was asked for
-    /// at `asked`.
-    async fn ask_index(self: &Arc<Self>, asked: u64, newest: Option<EpochNumber>) -> Result<Standing> {
+    /// at `asked`. A new connection, where it takes one, has `patience`.
+    async fn ask_index(
+        self: &Arc<Self>,
+        asked: u64,
+        newest: Option<EpochNumber>,
+        patience: Duration,
+    ) -> Result<Standing> {
         let Some(newest) = newest else { return Ok(Standing::Fresh) };
         // In trouble the old connection has had its chance: a server that is gone may never say that it is.
         let held = self.held().filter(|lease| lease.epoch == newest && self.trouble.borrow().is_none());
@@ -231,7 +234,8 @@ impl Leases {
         {
             return Ok(Standing::Ours(lease));
         }
-        let index = self.connect.connect().await?;
+        let late = |_| Error::suspect(format!("no connection within {patience:?}"));
+        let index = timeout(patience, self.connect.connect()).await.map_err(late)??;
         let record: EpochRecord = read_json(&self.store, &Key::Epoch(newest)).await?;
         let names = Names::new(newest, record.shards);
         if index.identity().await? != record.identity {
@@ -285,7 +289,7 @@ impl Leases {
     pub async fn standing(self: &Arc<Self>) -> Result<Standing> {
         let _asking = self.asking.lock().await;
         let asked = boottime();
-        self.ask_index(asked, newest_epoch(&*self.store).await?).await
+        self.ask_index(asked, newest_epoch(&*self.store).await?, Duration::MAX).await
     }
 }
 

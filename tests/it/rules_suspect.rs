@@ -27,7 +27,7 @@ use crate::{
 /// Short, so that a new epoch doesn't take long to begin.
 fn options() -> Options {
     let mut options = bench::options();
-    options.timing.lease = Duration::from_millis(500);
+    options.timing.lease = Duration::from_secs(1);
     options.timing.deadline = Duration::from_millis(1500);
     options
 }
