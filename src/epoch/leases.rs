@@ -12,10 +12,7 @@ use std::{
 };
 
 use futures_util::future::try_join_all;
-use tokio::{
-    sync::watch,
-    time::{Instant, timeout, timeout_at},
-};
+use tokio::{sync::watch, time::timeout};
 
 use super::{EpochRecord, Lease, Timing, boottime, newest_epoch, read_json};
 use crate::{
@@ -208,25 +205,16 @@ impl Leases {
     }
 
     /// Asks for as long as an answer can be of use: the lease counts from the question. Who asks keeps all
-    /// others waiting, so a store that never answers must not keep it asking. Nor does it make the index
-    /// suspect: what can't be read from the bucket now is not there to be read in its place.
+    /// others waiting, so a store that never answers must not keep it asking. A new connection has `patience`.
     async fn ask_in_time(self: &Arc<Self>, patience: Duration) -> Result<Standing> {
-        let (asked, end) = (boottime(), Instant::now() + self.timing.lease);
-        let late = |_| Error::unavailable("the bucket did not answer within the time of a lease");
-        let newest = timeout_at(end, newest_epoch(&*self.store)).await.map_err(late)??;
-        let late = |_| Error::suspect("no answer within the time of a lease");
-        timeout_at(end, self.ask_index(asked, newest, patience)).await.map_err(late)?
+        let late = |_| Error::unavailable("bucket and index did not answer within the time of a lease");
+        timeout(self.timing.lease, self.ask(patience)).await.map_err(late)?
     }
 
-    /// Asks this connection whether it reaches the index of the bucket's newest epoch, which was asked for
-    /// at `asked`. A new connection, where it takes one, has `patience`.
-    async fn ask_index(
-        self: &Arc<Self>,
-        asked: u64,
-        newest: Option<EpochNumber>,
-        patience: Duration,
-    ) -> Result<Standing> {
-        let Some(newest) = newest else { return Ok(Standing::Fresh) };
+    /// Asks the bucket which index is believed, and this connection whether it is that one.
+    async fn ask(self: &Arc<Self>, patience: Duration) -> Result<Standing> {
+        let asked = boottime();
+        let Some(newest) = newest_epoch(&*self.store).await? else { return Ok(Standing::Fresh) };
         // In trouble the old connection has had its chance: a server that is gone may never say that it is.
         let held = self.held().filter(|lease| lease.epoch == newest && self.trouble.borrow().is_none());
         if let Some(lease) = held
@@ -288,8 +276,7 @@ impl Leases {
     /// What the bucket and the index say of each other, at start.
     pub async fn standing(self: &Arc<Self>) -> Result<Standing> {
         let _asking = self.asking.lock().await;
-        let asked = boottime();
-        self.ask_index(asked, newest_epoch(&*self.store).await?, Duration::MAX).await
+        self.ask(Duration::MAX).await
     }
 }
 
