@@ -3,11 +3,10 @@
 //! [`Registry::repository`] is the only way to a bucket or an index from above. What can be done with a
 //! repository is in [`crate::blob`], [`crate::upload`], [`crate::manifest`] and [`crate::tag`].
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::HashMap, path::PathBuf, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use ulid::Ulid;
 
 use crate::{
@@ -18,6 +17,7 @@ use crate::{
     index::{Ask, Batch, Connect, IndexError, Outcome, Shard, Write},
     oci::{Digest, RepositoryName},
     storage::{Key, StorageError, Store},
+    upload::memory::{Budget, Room},
 };
 
 /// What a registry may use, and how long it keeps things.
@@ -29,6 +29,8 @@ pub struct Options {
     pub shards: u16,
     /// The memory in bytes that uploads may hold, all together; at least two parts of the store.
     pub upload_memory: usize,
+    /// A directory for what that has no room for; without it, uploads wait.
+    pub upload_scratch: Option<PathBuf>,
     /// The largest blob in bytes; the store's own limit holds as well.
     pub blob_size: u64,
     /// The memory in bytes for manifests that were read.
@@ -49,6 +51,7 @@ impl Default for Options {
             timing: Timing::default(),
             shards: 16,
             upload_memory: 256 << 20,
+            upload_scratch: None,
             blob_size: u64::MAX,
             manifest_cache: 64 << 20,
             upload_expiry: Duration::from_secs(24 * 3600),
@@ -100,14 +103,14 @@ pub struct Registry {
     pub(crate) options: Options,
     pub(crate) upload_key: Vec<u8>,
     pub(crate) manifests: ManifestCache,
-    /// A permit is a KiB of memory for uploads.
-    pub(crate) memory: Arc<Semaphore>,
+    /// The memory for uploads.
+    pub(crate) memory: Arc<Budget>,
     /// Wakes the background worker when this process left something for it.
     pub(crate) work: tokio::sync::Notify,
     /// Repositories that are being reconciled by this process.
     pub(crate) reconciling: std::sync::Mutex<HashMap<RepositoryName, Arc<tokio::sync::Mutex<()>>>>,
     /// A permit is one repository that is reconciled because somebody reads it.
-    pub(crate) reconciling_soon: Arc<Semaphore>,
+    pub(crate) reconciling_soon: Arc<tokio::sync::Semaphore>,
     /// What is being asked of the bucket in place of the index.
     pub(crate) questions: Questions,
     leases: Arc<Leases>,
@@ -141,6 +144,7 @@ impl Registry {
                 "limits.upload_memory must be at least {least} bytes, two parts of the store"
             )));
         }
+        let memory = Budget::open(options.upload_memory, store.part_size(), options.upload_scratch.as_deref())?;
         let is_new = open_format(&store).await?;
         let leases =
             Leases::new(Arc::clone(&store), Arc::clone(&connect), options.timing).with_succession(options.shards);
@@ -165,10 +169,10 @@ impl Registry {
                 options.manifest_cache,
                 BytesOf,
             ),
-            memory: Arc::new(Semaphore::new(options.upload_memory / 1024)),
+            memory,
             work: tokio::sync::Notify::new(),
             reconciling: std::sync::Mutex::default(),
-            reconciling_soon: Arc::new(Semaphore::new(RECONCILING_SOON)),
+            reconciling_soon: Arc::new(tokio::sync::Semaphore::new(RECONCILING_SOON)),
             questions: Questions::default(),
             upload_key,
             leases,
@@ -178,9 +182,8 @@ impl Registry {
     }
 
     /// Waits for memory to hold a body of `bytes`, out of what uploads may use; it is given back on drop.
-    pub async fn reserve_memory(&self, bytes: usize) -> Result<OwnedSemaphorePermit> {
-        let kib = bytes.div_ceil(1024).min(self.options.upload_memory / 1024) as u32;
-        Arc::clone(&self.memory).acquire_many_owned(kib).await.map_err(Error::internal)
+    pub(crate) async fn reserve_memory(&self, bytes: usize) -> Result<Option<Room>> {
+        self.memory.reserve(bytes).await
     }
 
     /// This replica's right to believe the index.

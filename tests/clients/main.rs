@@ -15,8 +15,12 @@ mod tool;
 #[expect(dead_code, reason = "the other tests use the rest of it")]
 #[path = "../it/berth.rs"]
 mod berth;
+#[path = "../it/discarding_s3.rs"]
+mod discarding_s3;
 #[expect(dead_code, reason = "the other tests use the rest of it")]
 #[path = "../it/e2e_client.rs"]
 mod e2e_client;
+#[path = "../it/many_pushes.rs"]
+mod many_pushes;
 #[path = "../it/strace.rs"]
 mod strace;
