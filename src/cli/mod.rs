@@ -3,6 +3,7 @@
 //! Each command is one variant here and one file beside this one. Nothing here does the work.
 
 mod config;
+mod health;
 mod index;
 mod inspect;
 mod serve;
@@ -66,6 +67,8 @@ enum Command {
     Index(index::Command),
     /// Show what the index says of a thing, what the bucket says, and where they disagree. Changes nothing.
     Inspect(inspect::Arguments),
+    /// Ask the server that runs here whether it is ready: exit status 0 if it is.
+    Health,
     /// Print a completion script for a shell, such as: berth completions bash > /etc/bash_completion.d/berth
     Completions {
         /// The shell.
@@ -99,6 +102,9 @@ enum Failure {
     /// The rebuild left out what isn't whole.
     #[error("{0} things in the bucket lack what they need and were left out; each has a line above")]
     Dangling(usize),
+    /// The server that runs here wants no requests, or none runs.
+    #[error("not ready: {0}")]
+    NotReady(String),
     /// Somebody asked twice to stop, and requests were still running.
     #[error("stopped at once, at the second signal")]
     Forced,
@@ -116,6 +122,7 @@ impl Failure {
             | Self::Registry(_)
             | Self::Disagree(_)
             | Self::Dangling(_)
+            | Self::NotReady(_)
             | Self::Forced
             | Self::Io(_) => ExitCode::FAILURE,
         }
@@ -164,6 +171,7 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Serve => serve::serve(load(args)?),
         Command::Config(command) => config::run(&command, args),
         Command::Index(command) => index::run(&command, load(args)?),
+        Command::Health => health::run(&load(args)?.config),
         Command::Inspect(arguments) => inspect::run(&arguments, args),
         Command::Completions { shell } => completions(shell),
     }

@@ -46,6 +46,15 @@ impl Tool {
         self.home.path()
     }
 
+    /// For a tool that keeps images: not where the user's own are.
+    pub(crate) fn use_own_storage(&self) {
+        let storage = format!(
+            "[storage]\ndriver = \"vfs\"\ngraphroot = \"{0}/graph\"\nrunroot = \"{0}/run\"\n",
+            self.path().display()
+        );
+        fs::write(self.path().join("storage.conf"), storage).unwrap();
+    }
+
     /// A tar of one file, at `name` in the tool's own directory.
     pub(crate) fn tar(&self, name: &str, seed: u64, size: usize) {
         fs::write(self.path().join("file"), noise(seed, size)).unwrap();
@@ -155,11 +164,7 @@ fn buildah_commits_pushes_pulls_and_pushes_a_list() {
     let host = berth.host();
     let policy = r#"{"default": [{"type": "insecureAcceptAnything"}]}"#;
     fs::write(buildah.path().join("policy.json"), policy).unwrap();
-    let storage = format!(
-        "[storage]\ndriver = \"vfs\"\ngraphroot = \"{0}/graph\"\nrunroot = \"{0}/run\"\n",
-        buildah.path().display()
-    );
-    fs::write(buildah.path().join("storage.conf"), storage).unwrap();
+    buildah.use_own_storage();
     let policy = ["--signature-policy", "policy.json", "--tls-verify=false"];
     let transport = |verb: &[&str], more: &[&str]| buildah.run(&[verb, &policy[..], more].concat());
 
