@@ -1,16 +1,25 @@
 //! The wiring: from the configuration to a running registry. The only place that knows all parts.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use axum::Router;
 
 use crate::{
     api::{self, cors::Origins, health::Readiness, observe::Observer},
     auth::AccessRules,
-    config::{Ceiling, Config, IndexUrl, StorageUrl},
+    config::{self, Ceiling, Config, IndexUrl, StorageUrl},
     epoch::{self, Leases, Timing},
     error::Error,
-    index::{Connect, IndexError, embedded::Embedded, metered::MeteredConnect, redis::Redis},
+    index::{
+        Connect, IndexError,
+        embedded::Embedded,
+        metered::MeteredConnect,
+        redis::{Redis, Tls},
+    },
     inspect::Inspector,
     reconcile,
     redirect::{Redirects, cloudfront::UnfitKey},
@@ -41,9 +50,32 @@ pub enum StartError {
     /// The index can't be used.
     #[error("index.url: {0}")]
     Index(#[from] IndexError),
+    /// A file that the configuration names can't be read.
+    #[error("{key}: can't read {}: {source}", path.display())]
+    File {
+        /// Which setting names it.
+        key: &'static str,
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A file that the configuration names is not what it should be.
+    #[error("{key}: found something else in {}; want {want}", path.display())]
+    NotPem {
+        /// Which setting names it.
+        key: &'static str,
+        /// Which file.
+        path: PathBuf,
+        /// What it should hold.
+        want: &'static str,
+    },
+    /// The index is there and can't be used.
+    #[error("index.url: {}", .0.cause.as_ref().unwrap_or(&.0.message))]
+    Unusable(Error),
     /// The registry in that store can't be served.
     #[error("{}", .0.cause.as_ref().unwrap_or(&.0.message))]
-    Registry(#[from] Error),
+    Registry(Error),
     /// A browser's origin is none.
     #[error("server.cors_origins: {0}")]
     Origin(#[from] api::cors::NotAnOrigin),
@@ -58,6 +90,12 @@ pub enum StartError {
         /// Why.
         source: std::io::Error,
     },
+}
+
+impl From<Error> for StartError {
+    fn from(error: Error) -> Self {
+        if error.is_suspect() { Self::Unusable(error) } else { Self::Registry(error) }
+    }
 }
 
 /// A registry with all that is around it.
@@ -107,7 +145,7 @@ impl App {
         let background = [
             tokio::spawn(worker::work(Arc::clone(&self.registry))),
             tokio::spawn(reconcile_all(Arc::clone(&self.registry))),
-            tokio::spawn(watch(Arc::clone(&self.registry), self.readiness.clone())),
+            tokio::spawn(watch(Arc::clone(&self.registry), self.readiness.clone(), Arc::clone(&self.metrics))),
         ];
         self.readiness.started();
         let limits = &self.config.limits;
@@ -201,10 +239,36 @@ async fn open_store(config: &Config, purpose: Use) -> Result<Arc<dyn Store>, Sta
 
 fn open_index(config: &Config) -> Result<Arc<dyn Connect>, StartError> {
     if let IndexUrl::Redis(url) = &*config.index.url {
-        return Ok(Arc::new(Redis::new(url.reveal(), &config.index.namespace.to_string())?));
+        let tls = if url.is_tls() { Some(index_tls(&config.index)?) } else { None };
+        return Ok(Arc::new(Redis::with_tls(url.reveal(), &config.index.namespace.to_string(), tls)?));
     }
     let directory = config.index_directory().unwrap_or_default();
     Ok(Arc::new(Embedded::open(&absolute(&directory), config.storage.sync)?))
+}
+
+fn index_tls(index: &config::Index) -> Result<Tls, StartError> {
+    let certificates = |key, path: &Path| read_pem(key, path, Tls::is_certificate, "certificates in PEM");
+    let private_key = |key, path: &Path| read_pem(key, path, Tls::is_key, "a private key in PEM");
+    let ca = index.ca.as_ref().map(|path| certificates("index.ca", path)).transpose()?;
+    let own = match (&index.certificate, &index.key) {
+        (Some(certificate), Some(key)) => {
+            Some((certificates("index.certificate", certificate)?, private_key("index.key", key)?))
+        }
+        _ => None,
+    };
+    Ok(Tls { ca, own })
+}
+
+/// Reads a file that the setting `key` names, and refuses it unless it `fits`.
+fn read_pem(
+    key: &'static str,
+    path: &Path,
+    fits: fn(&[u8]) -> bool,
+    want: &'static str,
+) -> Result<Vec<u8>, StartError> {
+    let unreadable = |source| StartError::File { key, path: path.to_owned(), source };
+    let pem = std::fs::read(path).map_err(unreadable)?;
+    if fits(&pem) { Ok(pem) } else { Err(StartError::NotPem { key, path: path.to_owned(), want }) }
 }
 
 fn options(config: &Config) -> Options {
@@ -230,11 +294,11 @@ fn absolute(path: &std::path::Path) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }
 
-/// Fills an index that doesn't know the whole bucket yet.
+/// Fills an index that doesn't know the whole bucket yet: at the start, and each time that a new epoch begins.
 async fn reconcile_all(registry: Arc<Registry>) {
     loop {
         match registry.is_settled().await {
-            Ok(true) => return,
+            Ok(true) => {}
             Ok(false) => match reconcile::walk(&registry, |_, _| {}).await {
                 Ok(walked) => {
                     let reconcile::Walked { repositories, adopted } = walked;
@@ -258,11 +322,18 @@ async fn reconcile_all(registry: Arc<Registry>) {
     }
 }
 
-/// Turns readiness off while the index can't be believed.
-async fn watch(registry: Arc<Registry>, readiness: Readiness) {
+/// Says through health and metrics whether all, a part or nothing can be served, as soon as that changes.
+async fn watch(registry: Arc<Registry>, readiness: Readiness, metrics: Arc<Metrics>) {
+    let mut trouble = registry.trouble();
     loop {
-        let reason = registry.lease().await.err().map(|error| error.cause.unwrap_or(error.message));
-        readiness.set("index", reason);
-        tokio::time::sleep(LOOK).await;
+        let lease = registry.lease().await;
+        metrics.index_believed.set(i64::from(lease.is_ok()));
+        match lease.map_err(|error| (error.is_suspect(), error.cause.unwrap_or(error.message))) {
+            Ok(_) => readiness.set("index", None),
+            Err((true, reason)) if registry.check_bucket().await.is_ok() => readiness.degrade("index", reason),
+            Err((_, reason)) => readiness.set("index", Some(reason)),
+        }
+        // The sender lives as long as the registry. An error would only mean to look in intervals.
+        drop(tokio::time::timeout(LOOK, trouble.changed()).await);
     }
 }

@@ -1,7 +1,7 @@
 //! Blobs: what a repository may read, and how a link to bytes that are there already comes and goes.
 //!
-//! Only the index makes a [`Blob`], and only a `Blob` can be opened: who holds one has the proof that the
-//! repository links it. Bytes come in by [`crate::upload`].
+//! Only the index makes a [`Blob`], or a link in the bucket where the index is away, and only a `Blob` can be
+//! opened: who holds one has the proof that the repository links it. Bytes come in by [`crate::upload`].
 
 use std::{ops::Range, sync::Arc, time::Duration};
 
@@ -30,6 +30,11 @@ pub struct Blob {
 }
 
 impl Blob {
+    /// One whose link was found.
+    pub(crate) fn stored(digest: Digest, size: u64, data: DataKey, store: Arc<dyn Store>) -> Self {
+        Self { digest, size, data, store }
+    }
+
     /// What it hashes to.
     pub fn digest(&self) -> &Digest {
         &self.digest
@@ -142,7 +147,7 @@ impl Repository {
     }
 
     pub(crate) fn blob_of(&self, digest: &Digest, fact: &LinkFact) -> Blob {
-        Blob { digest: digest.clone(), size: fact.size, data: fact.data, store: Arc::clone(self.store()) }
+        Blob::stored(digest.clone(), fact.size, fact.data, Arc::clone(self.store()))
     }
 
     async fn link(&self, digest: &Digest) -> Result<Option<(LinkFact, bytes::Bytes)>> {
@@ -412,7 +417,8 @@ pub(crate) fn fresh(store: &dyn Store) -> Ulid {
     Ulid::from_datetime(std::time::UNIX_EPOCH + std::time::Duration::from_millis(store.now().0))
 }
 
-fn unknown(digest: &Digest) -> Error {
+/// The refusal for a blob that the repository doesn't link.
+pub(crate) fn unknown(digest: &Digest) -> Error {
     Error::new(Code::BlobUnknown, "the repository has no such blob").with_detail(json!({ "digest": digest }))
 }
 

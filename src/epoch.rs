@@ -5,20 +5,24 @@
 //! replica believes it only for a few seconds at a time, by one connection. Everything here is about that;
 //! what the facts mean is none of its business.
 
+mod leases;
+mod succession;
+
 use std::{
     sync::{
-        Arc, Mutex, Weak,
+        Arc, Weak,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
 
-use futures_util::future::try_join_all;
 use serde::{Deserialize, Serialize};
+
+pub use leases::{Leases, Standing};
 
 use crate::{
     error::{Error, Result},
-    index::{Ask, Batch, Check, Connect, Index, IndexError, Outcome, Shard, Write, facts::Names},
+    index::{Ask, Batch, Check, Index, IndexError, Outcome, Shard, facts::Names},
     storage::{Key, Store, StoreTime, key::EPOCHS, key::EpochNumber, read_small},
 };
 
@@ -87,7 +91,7 @@ impl Lease {
         let keeper = self.keeper.upgrade().ok_or_else(|| Error::unavailable("the registry is being closed"))?;
         let next = keeper.lease().await?;
         if next.epoch != self.epoch {
-            return Err(Error::unavailable("a new epoch began meanwhile"));
+            return Err(Error::suspect("a new epoch began meanwhile"));
         }
         Ok(Arc::clone(&next.index))
     }
@@ -96,16 +100,39 @@ impl Lease {
         boottime() < self.until.load(Ordering::Acquire)
     }
 
-    /// After a failure of the index: the connection may be lost for good, so the next request asks the
-    /// bucket anew, by another one if need be, rather than wait for the lease to run out.
-    fn doubt(&self, index: &Arc<dyn Index>, error: IndexError) -> Error {
+    /// Ends this lease, and the one that requests are given now if it is by the same connection: the next
+    /// request asks the bucket anew, by another connection if need be, rather than wait for its time to run out.
+    fn end(&self, index: &Arc<dyn Index>) -> Option<Arc<Leases>> {
         self.until.store(0, Ordering::Release);
-        if let Some(held) = self.keeper.upgrade().and_then(|keeper| keeper.held())
-            && Arc::ptr_eq(&held.index, index)
-        {
-            held.until.store(0, Ordering::Release);
+        let keeper = self.keeper.upgrade()?;
+        let held = keeper.held().filter(|held| Arc::ptr_eq(&held.index, index))?;
+        held.until.store(0, Ordering::Release);
+        Some(keeper)
+    }
+
+    /// After a failure of the index. A server that doesn't answer in time is given up at once, so that the
+    /// next request doesn't wait as long again; a connection that broke may be the only thing that is wrong.
+    fn doubt(&self, index: &Arc<dyn Index>, error: IndexError) -> Error {
+        let keeper = self.end(index);
+        let is_silent = matches!(error, IndexError::TimedOut(_));
+        let error = Error::from(error);
+        if let Some(keeper) = keeper.filter(|_| is_silent) {
+            keeper.give_up(error.clone());
         }
-        error.into()
+        error
+    }
+
+    /// The connection by which to ask once more after a question failed: another one, where the first broke.
+    async fn another(&self, index: &Arc<dyn Index>, error: IndexError) -> Result<Arc<dyn Index>> {
+        let is_broken = matches!(error, IndexError::Unreachable(_));
+        let error = self.doubt(index, error);
+        if is_broken { self.live().await } else { Err(error) }
+    }
+
+    /// The index no longer serves this epoch: it was emptied, or is another one by now.
+    fn unserved(&self) -> Error {
+        self.end(&self.index);
+        Error::suspect("the index no longer serves this epoch")
     }
 
     /// The check that the shard still serves this epoch; the first of every batch.
@@ -123,17 +150,23 @@ impl Lease {
         if fence.is_some_and(|value| *value == self.names.fence_value()) {
             return Ok(());
         }
-        Err(Error::unavailable("the index no longer serves this epoch"))
+        Err(self.unserved())
     }
 
-    /// Answers questions from one snapshot of a shard.
+    /// Answers questions from one snapshot of a shard. They are asked once more where the connection broke.
     pub async fn get(&self, shard: Shard, asks: &[Ask]) -> Result<Vec<Option<bytes::Bytes>>> {
         let index = self.live().await?;
-        index.get(shard, asks).await.map_err(|error| self.doubt(&index, error))
+        match index.get(shard, asks).await {
+            Ok(answers) => Ok(answers),
+            Err(error) => {
+                let index = self.another(&index, error).await?;
+                index.get(shard, asks).await.map_err(|error| self.doubt(&index, error))
+            }
+        }
     }
 
-    /// A page of a group. Where it ends short of `limit`, the shard's fence is looked at after it: an index
-    /// that was emptied shows short pages too.
+    /// A page of a group, asked for once more where the connection broke. Where it ends short of `limit`, the
+    /// shard's fence is looked at after it: an index that was emptied shows short pages too.
     pub async fn scan(
         &self,
         shard: Shard,
@@ -142,7 +175,13 @@ impl Lease {
         limit: usize,
     ) -> Result<Vec<(String, bytes::Bytes)>> {
         let index = self.live().await?;
-        let page = index.scan(shard, group, after, limit).await.map_err(|error| self.doubt(&index, error))?;
+        let page = match index.scan(shard, group, after, limit).await {
+            Ok(page) => page,
+            Err(error) => {
+                let index = self.another(&index, error).await?;
+                index.scan(shard, group, after, limit).await.map_err(|error| self.doubt(&index, error))?
+            }
+        };
         if page.len() < limit {
             let fence = self.get(shard, &[self.ask_fence()]).await?;
             self.confirm(fence[0].as_ref())?;
@@ -150,12 +189,20 @@ impl Lease {
         Ok(page)
     }
 
-    /// Commits a batch behind the fence. A refused check is counted without the fence.
+    /// Commits a batch behind the fence. A refused check is counted without the fence. It is sent once more only
+    /// where the index wasn't reached; whatever else went wrong, the first one may have been committed.
     pub async fn commit(&self, shard: Shard, mut batch: Batch) -> Result<Outcome> {
         let index = self.live().await?;
         batch.checks.insert(0, self.fenced());
-        match index.commit(shard, batch).await.map_err(|error| self.doubt(&index, error))? {
-            Outcome::Refused { check: 0 } => Err(Error::unavailable("the index no longer serves this epoch")),
+        let outcome = match index.commit(shard, batch.clone()).await {
+            Ok(outcome) => outcome,
+            Err(error) => {
+                let index = self.another(&index, error).await?;
+                index.commit(shard, batch).await.map_err(|error| self.doubt(&index, error))?
+            }
+        };
+        match outcome {
+            Outcome::Refused { check: 0 } => Err(self.unserved()),
             Outcome::Refused { check } => Ok(Outcome::Refused { check: check - 1 }),
             committed => Ok(committed),
         }
@@ -171,198 +218,6 @@ impl Lease {
     pub fn saw_settled(&self, shard: Shard) {
         let (word, bit) = (usize::from(shard.0) / 64, shard.0 % 64);
         self.settled[word].fetch_or(1 << bit, Ordering::AcqRel);
-    }
-}
-
-/// Keeps this replica's lease.
-#[derive(Debug)]
-pub struct Leases {
-    store: Arc<dyn Store>,
-    connect: Arc<dyn Connect>,
-    timing: Timing,
-    current: Mutex<Option<Arc<Lease>>>,
-    /// Held by the one task that asks the bucket; others wait for its answer. Inside: when it last failed,
-    /// by [`boottime`], and how, so that all who waited for that answer get it instead of failing in turn.
-    asking: tokio::sync::Mutex<Option<(u64, Error)>>,
-}
-
-/// What the bucket and the index say of each other.
-#[derive(Debug)]
-pub enum Standing {
-    /// The newest epoch is this index's.
-    Ours(Arc<Lease>),
-    /// There has never been an epoch.
-    Fresh,
-    /// The newest epoch is this index's, which doesn't serve it: a replica is about to begin it, or was when
-    /// it died, or the index was emptied in place.
-    Unserved(EpochNumber),
-    /// The newest epoch is this one, and it is of another index.
-    Others(EpochNumber, EpochRecord),
-}
-
-impl Leases {
-    /// A keeper without a lease yet.
-    pub fn new(store: Arc<dyn Store>, connect: Arc<dyn Connect>, timing: Timing) -> Self {
-        Self { store, connect, timing, current: Mutex::new(None), asking: tokio::sync::Mutex::default() }
-    }
-
-    /// The lease, renewed in the background from half of its life on, so that only the first request after
-    /// a pause waits for the bucket.
-    pub async fn lease(self: &Arc<Self>) -> Result<Arc<Lease>> {
-        if let Some(lease) = self.held() {
-            let left = lease.until.load(Ordering::Acquire).saturating_sub(boottime());
-            if left < self.timing.lease.as_millis() as u64 / 2 {
-                self.renew_in_background();
-            }
-            if left > 0 {
-                return Ok(lease);
-            }
-        }
-        let arrived = boottime();
-        let mut asking = self.asking.lock().await;
-        if let Some(lease) = self.held().filter(|lease| lease.is_live()) {
-            return Ok(lease);
-        }
-        if let Some((_, error)) = asking.as_ref().filter(|(failed, _)| *failed > arrived) {
-            return Err(error.clone());
-        }
-        let asked = match self.ask_in_time().await {
-            Ok(Standing::Ours(lease)) => Ok(lease),
-            Ok(Standing::Fresh) => Err(Error::unavailable("the bucket names no index")),
-            Ok(Standing::Unserved(number)) => {
-                Err(Error::unavailable(format!("the index doesn't serve its epoch {number}")))
-            }
-            Ok(Standing::Others(number, _)) => {
-                Err(Error::unavailable(format!("another index owns this bucket (epoch {number})")))
-            }
-            Err(error) => Err(error),
-        };
-        *asking = asked.as_ref().err().map(|error| (boottime(), error.clone()));
-        asked
-    }
-
-    fn held(&self) -> Option<Arc<Lease>> {
-        self.current.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
-    }
-
-    fn renew_in_background(self: &Arc<Self>) {
-        let keeper = Arc::clone(self);
-        tokio::spawn(async move {
-            let Ok(_asking) = keeper.asking.try_lock() else { return };
-            if let Err(error) = keeper.ask_in_time().await {
-                tracing::warn!(%error, "the lease on the index was not renewed; it will be tried again with the next request");
-            }
-        });
-    }
-
-    /// Asks for as long as an answer can be of use: the lease counts from the question. Who asks keeps all
-    /// others waiting, so a store that never answers must not keep it asking.
-    async fn ask_in_time(self: &Arc<Self>) -> Result<Standing> {
-        let patience = self.timing.lease;
-        let late = |_| Error::unavailable("bucket and index did not answer within the time of a lease");
-        tokio::time::timeout(patience, self.ask()).await.map_err(late)?
-    }
-
-    /// Asks the bucket which index is believed, and this connection whether it is that one.
-    async fn ask(self: &Arc<Self>) -> Result<Standing> {
-        let asked = boottime();
-        let held = self.held();
-        let Some(newest) = newest_epoch(&*self.store).await? else { return Ok(Standing::Fresh) };
-        if let Some(lease) = held.filter(|lease| lease.epoch == newest)
-            && self.renew(&lease, asked).await
-        {
-            return Ok(Standing::Ours(lease));
-        }
-        let index = self.connect.connect().await?;
-        let record: EpochRecord = read_json(&self.store, &Key::Epoch(newest)).await?;
-        if index.identity().await? != record.identity {
-            return Ok(Standing::Others(newest, record));
-        }
-        let lease = Arc::new(Lease {
-            index,
-            epoch: newest,
-            names: Names::new(newest, record.shards),
-            until: AtomicU64::new(asked + self.timing.lease.as_millis() as u64),
-            settled: (0..record.shards.div_ceil(64)).map(|_| AtomicU64::new(0)).collect(),
-            record,
-            keeper: Arc::downgrade(self),
-        });
-        for shard in lease.names.shards() {
-            let answers = lease.index.get(shard, &[lease.ask_fence(), Ask::Value(lease.names.settled())]).await?;
-            if lease.confirm(answers[0].as_ref()).is_err() {
-                return Ok(Standing::Unserved(newest));
-            }
-            if answers[1].is_some() {
-                lease.saw_settled(shard);
-            }
-        }
-        *self.current.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(Arc::clone(&lease));
-        Ok(Standing::Ours(lease))
-    }
-
-    /// Takes the same lease for longer, if its connection still reaches the same index.
-    async fn renew(&self, lease: &Arc<Lease>, asked: u64) -> bool {
-        let same = lease.index.identity().await.is_ok_and(|identity| identity == lease.record.identity);
-        let fence = lease.index.get(Shard(0), &[lease.ask_fence()]).await;
-        let served = fence.is_ok_and(|answers| lease.confirm(answers[0].as_ref()).is_ok());
-        if same && served {
-            lease.until.fetch_max(asked + self.timing.lease.as_millis() as u64, Ordering::AcqRel);
-        }
-        same && served
-    }
-
-    /// What the bucket and the index say of each other, at start.
-    pub async fn standing(self: &Arc<Self>) -> Result<Standing> {
-        let _asking = self.asking.lock().await;
-        self.ask().await
-    }
-
-    /// Begins the next epoch, of the index that this keeper connects to, with `shards` shards, all empty.
-    ///
-    /// Unless nobody else can be writing, waits until every lease under the old epoch and every deadline
-    /// fixed under one has passed. Another replica's newer epoch wins: then nothing is fenced here.
-    pub async fn begin(&self, shards: u16) -> Result<()> {
-        let _asking = self.asking.lock().await;
-        let before = newest_epoch(&*self.store).await?;
-        let index = self.connect.connect().await?;
-        let number = EpochNumber {
-            generation: before.map_or(1, |newest| newest.generation + 1),
-            random: u128::from(ulid::Ulid::r#gen()) as u32,
-        };
-        let record = EpochRecord { identity: index.identity().await?, shards, at: self.store.now() };
-        let bytes = serde_json::to_vec(&record).map_err(Error::internal)?;
-        self.store.put(&Key::Epoch(number), vec![bytes.into()], None).await?;
-        if !self.store.is_exclusive() {
-            let pause = if before.is_some() { self.timing.succession() } else { self.timing.margin };
-            tracing::info!(epoch = %number, seconds = pause.as_secs(), "a new epoch begins once all leases under the old one have run out");
-            tokio::time::sleep(pause).await;
-        }
-        if newest_epoch(&*self.store).await? != Some(number) {
-            tracing::info!(epoch = %number, "another replica began a newer epoch; using that one");
-            return Ok(());
-        }
-        let names = Names::new(number, shards);
-        // All at once: the embedded index makes them durable by one fsync instead of one each, and a first start
-        // answers the sooner.
-        try_join_all(names.shards().map(|shard| set_fence(&*index, shard, &names))).await?;
-        tracing::info!(epoch = %number, shards, "the index serves a new epoch");
-        Ok(())
-    }
-}
-
-/// Sets a shard's fence to a new epoch, once, whatever it was.
-async fn set_fence(index: &dyn Index, shard: Shard, names: &Names) -> Result<()> {
-    let found = index.get(shard, &[Ask::Value(names.fence())]).await?.pop().flatten();
-    let check = match found {
-        Some(value) if value >= names.fence_value() => return Ok(()),
-        Some(value) => Check::Equals(names.fence(), value),
-        None => Check::Absent(names.fence()),
-    };
-    let batch =
-        Batch { checks: vec![check], writes: vec![Write::Put(names.fence(), names.fence_value())], ..Batch::default() };
-    match index.commit(shard, batch).await? {
-        Outcome::Committed { .. } => Ok(()),
-        Outcome::Refused { .. } => Err(Error::unavailable("another replica set the fence at the same time")),
     }
 }
 

@@ -48,6 +48,9 @@ pub enum Code {
     Unsupported,
     /// Try again later: what is needed is away, or too much is going on.
     Unavailable,
+    /// The index can't be believed now, so only what the bucket can answer is answered. For a client the
+    /// same as [`Code::Unavailable`].
+    Suspect,
     /// Ours to mend; the log has the cause under the request's id.
     Unknown,
 }
@@ -74,7 +77,7 @@ impl Code {
             Self::Unauthorized => ("UNAUTHORIZED", 401),
             Self::Denied => ("DENIED", 403),
             Self::Unsupported => ("UNSUPPORTED", 405),
-            Self::Unavailable => ("UNAVAILABLE", 503),
+            Self::Unavailable | Self::Suspect => ("UNAVAILABLE", 503),
             Self::Unknown => ("UNKNOWN", 500),
         }
     }
@@ -120,6 +123,16 @@ impl Error {
         Self::new(Code::Unavailable, "the registry can't do this right now; try again").because(cause)
     }
 
+    /// The index is away, or isn't the one that the bucket names.
+    pub fn suspect(cause: impl ToString) -> Self {
+        Self::new(Code::Suspect, "the registry can't do this while its index is away; try again").because(cause)
+    }
+
+    /// Whether what failed was the index, so that the bucket may still have the answer.
+    pub fn is_suspect(&self) -> bool {
+        self.code == Code::Suspect
+    }
+
     /// A defect of ours.
     pub fn internal(cause: impl ToString) -> Self {
         Self::new(Code::Unknown, "internal error").because(cause)
@@ -145,7 +158,7 @@ impl From<StorageError> for Error {
 
 impl From<IndexError> for Error {
     fn from(error: IndexError) -> Self {
-        Self::unavailable(error)
+        Self::suspect(error)
     }
 }
 

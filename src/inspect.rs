@@ -53,7 +53,7 @@ impl Inspector {
             }
             Ok(Standing::Fresh) => (None, IndexState::Unclaimed),
             Ok(Standing::Unserved(number)) => (None, IndexState::Unserved { epoch: number.to_string() }),
-            Ok(Standing::Others(number, record)) => {
+            Ok(Standing::Others(number, record) | Standing::Replaced(number, record)) => {
                 (None, IndexState::Other { epoch: number.to_string(), identity: record.identity })
             }
             Err(error) => (None, IndexState::Unreachable { why: error.cause.unwrap_or(error.message) }),

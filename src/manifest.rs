@@ -18,7 +18,7 @@ use crate::{
     },
     oci::{Digest, Manifest, Reference, Tag, manifest::MAX_MANIFEST},
     registry::{Repository, found},
-    storage::{Key, key, read_small},
+    storage::{Key, read_small},
 };
 
 /// A manifest that a repository has.
@@ -30,6 +30,12 @@ pub struct FoundManifest {
     pub media_type: String,
     /// Its size in bytes.
     pub size: u64,
+}
+
+impl From<Target> for FoundManifest {
+    fn from(Target { digest, media_type, size }: Target) -> Self {
+        Self { digest, media_type, size }
+    }
 }
 
 /// A referrer, as the referrers API shows it (distribution-spec, "Listing Referrers").
@@ -55,11 +61,7 @@ impl Repository {
     /// Finds a manifest by what a tag points at now, or by its digest.
     pub async fn find_manifest(&self, reference: &Reference) -> Result<FoundManifest> {
         match reference {
-            Reference::Tag(tag) => {
-                let Target { digest, media_type, size } =
-                    self.resolve(tag).await?.ok_or_else(|| crate::tag::unknown(tag))?;
-                Ok(FoundManifest { digest, media_type, size })
-            }
+            Reference::Tag(tag) => Ok(self.resolve(tag).await?.ok_or_else(|| crate::tag::unknown(tag))?.into()),
             Reference::Digest(digest) => {
                 let names = &self.lease.names;
                 let (fact, naming) = (names.manifest(&self.name, digest), names.names_of(&self.name, digest));
@@ -80,7 +82,7 @@ impl Repository {
 
     /// A manifest whose push may have been acknowledged, and that isn't in the index yet.
     async fn find_pushed(&self, digest: &Digest) -> Result<FoundManifest> {
-        let (_, bytes) = self.manifest_from_bucket(digest).await?.ok_or_else(|| unknown(digest))?;
+        let bytes = self.in_bucket().manifest(digest).await?.ok_or_else(|| unknown(digest))?;
         let media_type = Manifest::parse(&bytes, None)?.media_type;
         Ok(FoundManifest { digest: digest.clone(), media_type, size: bytes.len() as u64 })
     }
@@ -97,7 +99,7 @@ impl Repository {
                 found(read_small(self.store(), &key, MAX_MANIFEST).await)?.ok_or_else(|| unknown(&manifest.digest))?
             }
             // A tag was read from the bucket, ahead of the index: so is its manifest.
-            None => self.manifest_from_bucket(&manifest.digest).await?.ok_or_else(|| unknown(&manifest.digest))?.1,
+            None => self.in_bucket().manifest(&manifest.digest).await?.ok_or_else(|| unknown(&manifest.digest))?,
         };
         if Digest::of(manifest.digest.algorithm(), &bytes) != manifest.digest {
             return Err(Error::internal(format!("the object of manifest {} doesn't hash to it", manifest.digest)));
@@ -109,21 +111,6 @@ impl Repository {
     async fn manifest_fact(&self, digest: &Digest) -> Result<Option<ManifestFact>> {
         let value = self.ask(vec![Ask::Value(self.lease.names.manifest(&self.name, digest))]).await?.pop().flatten();
         Ok(value.map(|value| facts::decode(&value)).transpose()?)
-    }
-
-    /// Any object of a manifest that the bucket has, and its bytes.
-    pub(crate) async fn manifest_from_bucket(&self, digest: &Digest) -> Result<Option<(Ulid, Bytes)>> {
-        let prefix = format!("{}{digest}/", key::folder(&self.name, key::Folder::Manifests));
-        let page = self.store().list(&prefix, None, 10).await?;
-        for (text, _) in &page.objects {
-            if let Some(key @ Key::Manifest { object, .. }) = Key::parse(text) {
-                // One that is gone was the second of two: the other is as good.
-                if let Some(bytes) = found(read_small(self.store(), &key, MAX_MANIFEST).await)? {
-                    return Ok(Some((object, bytes)));
-                }
-            }
-        }
-        Ok(None)
     }
 
     pub(crate) fn manifest_key(&self, digest: &Digest, object: Ulid) -> Key {
@@ -370,6 +357,7 @@ fn fixed(tag: &Tag) -> Error {
         .with_detail(json!({ "tag": tag }))
 }
 
-fn unknown(digest: &Digest) -> Error {
+/// The refusal for a manifest that the repository doesn't have.
+pub(crate) fn unknown(digest: &Digest) -> Error {
     Error::new(Code::ManifestUnknown, "the repository has no such manifest").with_detail(json!({ "digest": digest }))
 }

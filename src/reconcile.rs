@@ -151,6 +151,23 @@ impl Repository {
         result
     }
 
+    /// Whether what the index misses is not there.
+    pub(crate) async fn is_known(&self) -> Result<bool> {
+        Ok(self.lease.knows_settled(self.shard) || self.is_reconciled().await?)
+    }
+
+    /// Reconciles this repository, without making this request wait for that. Somebody who asks for many that
+    /// aren't, or that don't exist, has a few of them reconciled at a time; the walk does the rest.
+    pub(crate) fn reconcile_soon(self) {
+        let Ok(turn) = Arc::clone(&self.registry.reconciling_soon).try_acquire_owned() else { return };
+        tokio::spawn(async move {
+            let _turn = turn;
+            if let Err(error) = self.ensure_reconciled().await {
+                tracing::debug!(%error, repository = %self.name, "a repository was not reconciled; the walk will do it");
+            }
+        });
+    }
+
     async fn is_reconciled(&self) -> Result<bool> {
         let names = &self.lease.names;
         let answers = self.ask(vec![Ask::Value(names.settled()), Ask::Value(names.reconciled(&self.name))]).await?;

@@ -10,10 +10,11 @@ use serde::{Deserialize, Serialize};
 use ulid::Ulid;
 
 use crate::{
+    bucket::{InBucket, Questions},
     config::TagPattern,
     epoch::{self, Lease, Leases, Standing, Timing},
     error::{Code, Error, Result},
-    index::{Ask, Batch, Connect, Outcome, Shard, Write},
+    index::{Ask, Batch, Connect, IndexError, Outcome, Shard, Write},
     oci::{Digest, RepositoryName},
     storage::{Key, StorageError, Store},
     upload::memory::{Budget, Room},
@@ -61,6 +62,9 @@ impl Default for Options {
     }
 }
 
+/// How many repositories are reconciled at once because somebody reads them: each looks at 32 objects at a time.
+const RECONCILING_SOON: usize = 4;
+
 /// The layout's version that this release writes, and the oldest that it reads.
 const FORMAT: u32 = 1;
 
@@ -105,6 +109,10 @@ pub struct Registry {
     pub(crate) work: tokio::sync::Notify,
     /// Repositories that are being reconciled by this process.
     pub(crate) reconciling: std::sync::Mutex<HashMap<RepositoryName, Arc<tokio::sync::Mutex<()>>>>,
+    /// A permit is one repository that is reconciled because somebody reads it.
+    pub(crate) reconciling_soon: Arc<tokio::sync::Semaphore>,
+    /// What is being asked of the bucket in place of the index.
+    pub(crate) questions: Questions,
     leases: Arc<Leases>,
 }
 
@@ -122,7 +130,8 @@ impl Registry {
     ///
     /// An index that isn't the one that the bucket names is an error, but where nobody else can be using
     /// the bucket ([`Store::is_exclusive`]) or `other` says so: then it becomes the bucket's index, empty,
-    /// to be filled by [`crate::reconcile`].
+    /// to be filled by [`crate::reconcile`]. One that can't be reached is none where the bucket has been in use:
+    /// then pulls are served from the bucket until the index is there.
     pub async fn open(
         store: Arc<dyn Store>,
         connect: Arc<dyn Connect>,
@@ -136,9 +145,20 @@ impl Registry {
             )));
         }
         let memory = Budget::open(options.upload_memory, store.part_size(), options.upload_scratch.as_deref())?;
-        open_format(&store).await?;
-        let leases = Arc::new(Leases::new(Arc::clone(&store), connect, options.timing));
-        take_index(&leases, &*store, &options, other).await?;
+        let is_new = open_format(&store).await?;
+        let leases =
+            Leases::new(Arc::clone(&store), Arc::clone(&connect), options.timing).with_succession(options.shards);
+        let leases = Arc::new(leases);
+        match connect.connect().await {
+            Err(away @ (IndexError::Unreachable(_) | IndexError::TimedOut(_)))
+                if !is_new && other == OtherIndex::Refuse =>
+            {
+                leases.give_up(away.into());
+            }
+            // What it is reached by is wrong, or what it is: waiting would not help.
+            Err(error) => return Err(error.into()),
+            Ok(_) => take_index(&leases, &*store, &options, other).await?,
+        }
         // Where two replicas made the first one at the same time, what stands there now is what both go by.
         let format = check_format(epoch::read_json(&store, &Key::Format).await?)?;
         let upload_key = base64::Engine::decode(&base64::engine::general_purpose::STANDARD, &format.upload_key)
@@ -152,6 +172,8 @@ impl Registry {
             memory,
             work: tokio::sync::Notify::new(),
             reconciling: std::sync::Mutex::default(),
+            reconciling_soon: Arc::new(tokio::sync::Semaphore::new(RECONCILING_SOON)),
+            questions: Questions::default(),
             upload_key,
             leases,
             options,
@@ -169,7 +191,18 @@ impl Registry {
         self.leases.lease().await
     }
 
-    /// The handle on a repository, whether anything is in it or not. From here on what the index misses is
+    /// Why no index is believed, and each change of that.
+    pub fn trouble(&self) -> tokio::sync::watch::Receiver<Option<Error>> {
+        self.leases.trouble()
+    }
+
+    /// Whether the bucket can be read, which is enough to serve pulls.
+    pub async fn check_bucket(&self) -> Result<()> {
+        self.store.stat(&Key::Format).await.map(drop).map_err(Error::from)
+    }
+
+    /// The handle on a repository, whether anything is in it or not, for who changes it or needs what only the
+    /// index knows; see [`Registry::reader`] for who only reads. From here on what the index misses is
     /// not there: the repository is reconciled first, if nobody has done that yet.
     pub async fn repository(self: &Arc<Self>, name: &RepositoryName) -> Result<Repository> {
         let repository = self.unreconciled(name).await?;
@@ -285,6 +318,11 @@ impl Repository {
         &self.registry.store
     }
 
+    /// The same repository as the bucket shows it.
+    pub(crate) fn in_bucket(&self) -> InBucket {
+        InBucket::new(Arc::clone(&self.registry), self.name.clone())
+    }
+
     /// Asks this repository's shard, and its fence in the same snapshot; a miss is only believed with it.
     pub(crate) async fn ask(&self, asks: Vec<Ask>) -> Result<Vec<Option<Bytes>>> {
         let mut asks = asks;
@@ -325,6 +363,9 @@ async fn take_index(leases: &Arc<Leases>, store: &dyn Store, options: &Options, 
             Standing::Unserved(number) => {
                 tracing::warn!(epoch = %number, "the bucket's index is empty; it is filled from the bucket");
             }
+            Standing::Replaced(number, _) => {
+                tracing::warn!(epoch = %number, "the bucket's index was restarted; a new epoch begins, filled from the bucket");
+            }
             Standing::Others(number, record) => {
                 if !store.is_exclusive() && other == OtherIndex::Refuse {
                     return Err(Error::new(
@@ -344,14 +385,14 @@ async fn take_index(leases: &Arc<Leases>, store: &dyn Store, options: &Options, 
     }
 }
 
-/// Checks `berth.json`, or writes the first one.
-async fn open_format(store: &Arc<dyn Store>) -> Result<()> {
+/// Checks `berth.json`, or writes the first one; whether it did.
+async fn open_format(store: &Arc<dyn Store>) -> Result<bool> {
     match epoch::read_json::<Format>(store, &Key::Format).await {
-        Ok(format) => return check_format(format).map(drop),
+        Ok(format) => return check_format(format).map(|_| false),
         Err(error) if error.code != Code::Unknown => return Err(error),
         // A replica that starts at the same time made it between the two looks.
         Err(_) if store.stat(&Key::Format).await?.is_some() => {
-            return check_format(epoch::read_json(store, &Key::Format).await?).map(drop);
+            return check_format(epoch::read_json(store, &Key::Format).await?).map(|_| false);
         }
         Err(_) => {}
     }
@@ -368,7 +409,8 @@ async fn open_format(store: &Arc<dyn Store>) -> Result<()> {
         upload_key: base64::Engine::encode(&base64::engine::general_purpose::STANDARD, key),
     };
     let bytes = serde_json::to_vec_pretty(&format).map_err(Error::internal)?;
-    Ok(store.put(&Key::Format, vec![bytes.into()], None).await?)
+    store.put(&Key::Format, vec![bytes.into()], None).await?;
+    Ok(true)
 }
 
 fn check_format(format: Format) -> Result<Format> {

@@ -17,8 +17,8 @@ use crate::{
         facts::{self, IntendedManifest, IntentFact, TagFact, TagState, Target},
     },
     oci::{Digest, RepositoryName, Tag},
-    registry::{Repository, found},
-    storage::{Key, Revision, StoreTime, key, read_small},
+    registry::Repository,
+    storage::{Key, Revision, StoreTime},
 };
 
 /// How often who waits for an open intent to close looks again, if nothing wakes it before.
@@ -67,41 +67,23 @@ impl Repository {
         let asks = vec![Ask::Value(names.tag(&self.name, tag)), Ask::First(names.open(&self.name, tag))];
         let answers = self.ask(asks).await?;
         if answers[1].is_some() {
-            return Ok(self.read_from_bucket(tag).await?.and_then(|(_, state)| state.to));
+            return Ok(self.in_bucket().tag(tag).await?.and_then(|(_, state)| state.to));
         }
         let Some(value) = &answers[0] else { return Ok(None) };
         Ok(TagFact::decode(value)?.state.to)
     }
 
-    /// The newest revision of a tag that counts, from the bucket alone: right at any time, whatever the
-    /// index has lost.
-    pub(crate) async fn read_from_bucket(&self, tag: &Tag) -> Result<Option<(Revision, TagState)>> {
-        loop {
-            let Some((key, revision)) = self.newest_that_counts(tag).await? else { return Ok(None) };
-            // One that is gone was trimmed since it was listed, because a newer one counts: look again.
-            let Some(bytes) = found(read_small(self.store(), &key, MAX_STATE).await)? else { continue };
-            let state = serde_json::from_slice(&bytes).map_err(|error| Error::internal(format!("{key}: {error}")))?;
-            return Ok(Some((revision, state)));
+    /// The names of a page of [`Repository::tags`], none where `limit` is 0; `None` where there is no such
+    /// repository.
+    pub async fn tag_names(&self, after: Option<&str>, limit: usize) -> Result<Option<(Vec<Tag>, bool)>> {
+        let (tags, more) = match limit {
+            0 => (Vec::new(), false),
+            limit => self.tags(after, limit).await?,
+        };
+        if tags.is_empty() && !self.exists().await? {
+            return Ok(None);
         }
-    }
-
-    async fn newest_that_counts(&self, tag: &Tag) -> Result<Option<(Key, Revision)>> {
-        let prefix = key::history(&self.name, tag);
-        let mut after: Option<String> = None;
-        loop {
-            let page = self.store().list(&prefix, after.as_deref(), 100).await?;
-            for (text, stat) in &page.objects {
-                if let Some(key @ Key::Tag { revision, deadline, .. }) = Key::parse(text)
-                    && stat.modified <= deadline
-                {
-                    return Ok(Some((key, revision)));
-                }
-            }
-            match page.objects.last() {
-                Some((last, _)) if page.more => after = Some(last.clone()),
-                _ => return Ok(None),
-            }
-        }
+        Ok(Some((tags.into_iter().map(|(tag, _)| tag).collect(), more)))
     }
 
     /// A page of the tags that exist, in byte order, after `after`, at most `limit`; and whether more follow.
@@ -304,9 +286,6 @@ impl Repository {
         Ok(())
     }
 }
-
-/// The largest body of a revision, in bytes.
-const MAX_STATE: usize = 64 << 10;
 
 /// The refusal for a tag that doesn't exist.
 pub(crate) fn unknown(tag: &Tag) -> Error {

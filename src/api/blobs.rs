@@ -36,10 +36,10 @@ const SANDBOX: HeaderValue = HeaderValue::from_static("default-src 'none'; sandb
 
 /// GET and HEAD. A HEAD is what pushers ask before they push what needs the blob, so it is kept for them.
 pub(super) async fn read(call: &Call, name: &RepositoryName, digest: &Digest, read: Read) -> Result<Response> {
-    let repository = call.repository(name).await?;
+    let reader = call.reader(name).await?;
     let blob = match read {
-        Read::Head => repository.blob_to_keep(digest).await?,
-        Read::Get => repository.blob(digest).await?,
+        Read::Head => reader.blob_to_keep(digest).await?,
+        Read::Get => reader.blob(digest).await?,
     };
     let response = match read {
         _ if range::has_already(&call.headers, digest) => respond::empty(StatusCode::NOT_MODIFIED),

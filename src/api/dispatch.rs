@@ -24,6 +24,7 @@ use crate::{
     auth::{AccessRules, Grant, Identity},
     error::{Code, Error, Result},
     oci::RepositoryName,
+    reader::Reader,
     redirect::Redirects,
     registry::{Registry, Repository},
 };
@@ -50,7 +51,12 @@ pub(super) struct Call {
 }
 
 impl Call {
-    /// The handle on a repository.
+    /// A repository for a request that only reads it.
+    pub(super) async fn reader(&self, name: &RepositoryName) -> Result<Reader> {
+        self.api.registry.reader(name).await
+    }
+
+    /// The handle on a repository, for a request that changes it or needs the index.
     pub(super) async fn repository(&self, name: &RepositoryName) -> Result<Repository> {
         self.api.registry.repository(name).await
     }

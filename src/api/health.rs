@@ -1,7 +1,9 @@
 //! Whether this process lives, has started, and wants requests; and its metrics.
 //!
 //! A health route answers from memory, at once: one that asked the store would turn a slow store into a
-//! restarted fleet. Whoever finds out that a component can't serve says so through [`Readiness`].
+//! restarted fleet. Whoever finds out that a component can't serve says so through [`Readiness`]. Where pulls
+//! still work a process is degraded and ready all the same: a balancer that took all replicas out because one
+//! server behind them is away would end the pulls too.
 
 use std::{
     collections::BTreeMap,
@@ -29,6 +31,8 @@ struct State {
     is_draining: bool,
     /// By component, why it can't serve now.
     reasons: BTreeMap<&'static str, String>,
+    /// By component, why only a part of it is served now.
+    degraded: BTreeMap<&'static str, String>,
 }
 
 /// What a health route answers.
@@ -53,10 +57,23 @@ impl Readiness {
     /// Why `component` can't serve now, or `None` if it can.
     pub fn set(&self, component: &'static str, reason: Option<String>) {
         let mut state = self.write();
+        state.degraded.remove(component);
         match reason {
             Some(reason) => state.reasons.insert(component, reason),
             None => state.reasons.remove(component),
         };
+    }
+
+    /// Why `component` serves only a part of what it should; requests are wanted all the same.
+    pub fn degrade(&self, component: &'static str, reason: String) {
+        let mut state = self.write();
+        state.reasons.remove(component);
+        state.degraded.insert(component, reason);
+    }
+
+    /// Why only a part is served, by component.
+    pub fn degraded(&self) -> BTreeMap<&'static str, String> {
+        self.read().degraded.clone()
     }
 
     /// The process is about to end: not ready from now on, whatever else is said.
@@ -103,7 +120,7 @@ pub fn health_routes(readiness: Readiness) -> Router {
     let startup = readiness.clone();
     Router::new()
         .route("/livez", get(async || report("livez", "alive", BTreeMap::new())))
-        .route("/readyz", get(async move || report("readyz", "ready", readiness.reasons())))
+        .route("/readyz", get(async move || ready(&readiness)))
         .route(
             "/startupz",
             get(async move || {
@@ -120,12 +137,29 @@ pub fn admin_router(metrics: Arc<Metrics>, readiness: Readiness) -> Router {
     health_routes(readiness).route("/metrics", get(async move || scrape(&metrics)))
 }
 
+/// 200 if requests are wanted, with the reasons why only some of them can be served.
+fn ready(readiness: &Readiness) -> Response {
+    let (reasons, degraded) = (readiness.reasons(), readiness.degraded());
+    match reasons.is_empty() && !degraded.is_empty() {
+        true => say("readyz", StatusCode::OK, "degraded", degraded),
+        false => report("readyz", "ready", reasons),
+    }
+}
+
 /// 200 with `status` if there is no reason against it, else 503 with the reasons.
 fn report(route: &'static str, status: &'static str, reasons: BTreeMap<&'static str, String>) -> Response {
-    let (code, status) = match reasons.is_empty() {
-        true => (StatusCode::OK, status),
-        false => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
-    };
+    match reasons.is_empty() {
+        true => say(route, StatusCode::OK, status, reasons),
+        false => say(route, StatusCode::SERVICE_UNAVAILABLE, "unavailable", reasons),
+    }
+}
+
+fn say(
+    route: &'static str,
+    code: StatusCode,
+    status: &'static str,
+    reasons: BTreeMap<&'static str, String>,
+) -> Response {
     let body = serde_json::to_vec(&Report { status, reasons }).unwrap_or_default();
     answer(route, code, "application/json", body.into())
 }
@@ -158,8 +192,11 @@ mod tests {
         assert!(readiness.is_ready());
         readiness.set("index", Some("no lease".to_owned()));
         assert_eq!(readiness.reasons(), BTreeMap::from([("index", "no lease".to_owned())]));
-        readiness.set("index", None);
+        readiness.degrade("index", "away".to_owned());
         assert!(readiness.is_ready());
+        assert_eq!(readiness.degraded(), BTreeMap::from([("index", "away".to_owned())]));
+        readiness.set("index", None);
+        assert!(readiness.is_ready() && readiness.degraded().is_empty());
         readiness.drain();
         readiness.started();
         assert_eq!(readiness.reasons(), BTreeMap::from([("server", "draining".to_owned())]));

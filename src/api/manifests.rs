@@ -32,11 +32,11 @@ const CHECK_HERE: usize = 64 << 10;
 /// GET and HEAD. What `Accept` says makes no difference: a client that can't use a manifest can say so
 /// better than we can guess.
 pub(super) async fn read(call: &Call, name: &RepositoryName, reference: &Reference, read: Read) -> Result<Response> {
-    let repository = call.repository(name).await?;
-    let found = repository.find_manifest(reference).await?;
+    let reader = call.reader(name).await?;
+    let found = reader.find_manifest(reference).await?;
     let mut response = match read {
         _ if range::has_already(&call.headers, &found.digest) => respond::empty(StatusCode::NOT_MODIFIED),
-        Read::Get => respond::whole(media_type(&found.media_type)?, repository.manifest_bytes(&found).await?),
+        Read::Get => respond::whole(media_type(&found.media_type)?, reader.manifest_bytes(&found).await?),
         Read::Head => {
             let mut response = respond::whole(media_type(&found.media_type)?, Bytes::new());
             response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(found.size));

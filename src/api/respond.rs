@@ -102,7 +102,7 @@ pub(super) fn error(error: Error, id: Option<&RequestId>) -> Response {
     response.headers_mut().insert(CACHE_CONTROL, NEVER);
     match error.code {
         Code::Unauthorized => response.headers_mut().insert(WWW_AUTHENTICATE, CHALLENGE),
-        Code::Unavailable => response.headers_mut().insert(RETRY_AFTER, TRY_AGAIN),
+        Code::Unavailable | Code::Suspect => response.headers_mut().insert(RETRY_AFTER, TRY_AGAIN),
         _ => None,
     };
     let seen = Seen { error: Some(ErrorSeen { code, cause: error.cause }), ..Seen::default() };

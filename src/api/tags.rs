@@ -34,30 +34,18 @@ pub(super) async fn list(call: &Call, name: &RepositoryName, page: Page, form: T
 }
 
 async fn plain(call: &Call, name: &RepositoryName, page: Page) -> Result<Response> {
-    let repository = call.repository(name).await?;
-    let (tags, more) = match page.limit {
-        0 => (Vec::new(), false),
-        limit => repository.tags(page.after.as_deref(), limit).await?,
-    };
-    if tags.is_empty() && !repository.exists().await? {
-        return Err(unknown(name));
-    }
-    let names = tags.iter().map(|(tag, _)| tag.as_str()).collect();
+    let reader = call.reader(name).await?;
+    let found = reader.tags(page.after.as_deref(), page.limit).await?;
+    let (tags, more) = found.ok_or_else(|| unknown(name))?;
+    let names = tags.iter().map(Tag::as_str).collect();
     let mut response = respond::json(&Tags { name: name.as_str(), tags: names })?;
-    if more {
-        link_next(&mut response, name, page.limit, &tags, "")?;
+    if let Some(last) = tags.last().filter(|_| more) {
+        link_next(&mut response, name, page.limit, last, "")?;
     }
     Ok(response)
 }
 
-fn link_next(
-    response: &mut Response,
-    name: &RepositoryName,
-    limit: usize,
-    tags: &[(Tag, TagFact)],
-    filters: &str,
-) -> Result<()> {
-    let Some((last, _)) = tags.last() else { return Ok(()) };
+fn link_next(response: &mut Response, name: &RepositoryName, limit: usize, last: &Tag, filters: &str) -> Result<()> {
     respond::link_next(response, &format!("/v2/{name}/tags/list"), limit, last.as_str(), filters)
 }
 
@@ -109,8 +97,8 @@ async fn gcr(call: &Call, name: &RepositoryName, page: Page) -> Result<Response>
         return Err(unknown(name));
     }
     let mut response = respond::json(&gcr_tags(name, &children, &tags, &manifests))?;
-    if more {
-        link_next(&mut response, name, MAX_GCR_TAGS, &tags, "&gcr=true")?;
+    if let Some((last, _)) = tags.last().filter(|_| more) {
+        link_next(&mut response, name, MAX_GCR_TAGS, last, "&gcr=true")?;
     }
     Ok(response)
 }

@@ -284,9 +284,14 @@ impl RedisUrl {
         &self.0
     }
 
-    /// `redis://[[USER]:PASSWORD@]HOST[:PORT][/DATABASE]`
+    /// Whether the connection is encrypted.
+    pub fn is_tls(&self) -> bool {
+        self.0.starts_with("rediss://")
+    }
+
+    /// `redis://[[USER]:PASSWORD@]HOST[:PORT][/DATABASE]`, or `rediss://` with TLS.
     fn read(text: &str) -> Option<Self> {
-        let rest = text.strip_prefix("redis://")?;
+        let rest = text.strip_prefix("redis://").or_else(|| text.strip_prefix("rediss://"))?;
         let (server, database) = rest.split_once('/').unwrap_or((rest, ""));
         let (user, host) = server.rsplit_once('@').unwrap_or(("", server));
         let good = host.parse::<http::uri::Authority>().is_ok()
@@ -302,8 +307,9 @@ impl fmt::Display for RedisUrl {
         let Some((before, host)) = self.0.rsplit_once('@') else {
             return f.write_str(&self.0);
         };
-        let user = before.trim_start_matches("redis://").split(':').next().unwrap_or_default();
-        write!(f, "redis://{user}:{MASK}@{host}")
+        let (scheme, user) = before.split_once("://").unwrap_or_default();
+        let user = user.split(':').next().unwrap_or_default();
+        write!(f, "{scheme}://{user}:{MASK}@{host}")
     }
 }
 
@@ -315,7 +321,8 @@ impl fmt::Debug for RedisUrl {
 
 impl Written for IndexUrl {
     const NAME: &'static str = "IndexUrl";
-    const WANT: &'static str = "\"embedded\", \"embedded:PATH\" or \"redis://[USER:PASSWORD@]HOST:PORT/DATABASE\"";
+    const WANT: &'static str =
+        "\"embedded\", \"embedded:PATH\" or \"redis://[USER:PASSWORD@]HOST:PORT/DATABASE\" (rediss:// with TLS)";
 
     fn read(text: &str) -> Option<Self> {
         if text == "embedded" {
@@ -527,12 +534,22 @@ mod tests {
             ("redis://[::1]:6379", "redis://[::1]:6379"),
             ("redis://berth:p@ss:w@redis:6379/1", "redis://berth:***@redis:6379/1"),
             ("redis://:secret@redis", "redis://:***@redis"),
+            ("rediss://berth:secret@redis/2", "rediss://berth:***@redis/2"),
         ] {
             let url = IndexUrl::read(text).unwrap();
             assert_eq!(url.write(), shown);
             assert!(!format!("{url:?}").contains("secret"));
         }
-        for bad in ["", "embedded:", "redis:", "redis://", "redis://h:", "redis://h/x", "rediss://h", "memcached://h"] {
+        for bad in [
+            "",
+            "embedded:",
+            "redis:",
+            "redis://",
+            "redis://h:",
+            "redis://h/x",
+            "rediss://h/#insecure",
+            "memcached://h",
+        ] {
             assert_eq!(IndexUrl::read(bad), None, "{bad}");
         }
     }

@@ -70,7 +70,24 @@ fn check_index(config: &Config, sources: &Sources) -> Result<(), ConfigError> {
         let found = format!("found \"{}\" with an index.margin of \"{}\"", index.write_deadline, index.margin);
         return refuse(sources, "index.write_deadline", found, "want more than twice index.margin");
     }
-    Ok(())
+    check_index_tls(config, sources)
+}
+
+fn check_index_tls(config: &Config, sources: &Sources) -> Result<(), ConfigError> {
+    let index = &config.index;
+    let is_tls = matches!(&*index.url, IndexUrl::Redis(url) if url.is_tls());
+    let files = [("ca", &index.ca), ("certificate", &index.certificate), ("key", &index.key)];
+    if let Some((name, _)) = files.iter().find(|(_, file)| file.is_some() && !is_tls) {
+        let found = format!("found while index.url is \"{}\"", index.url);
+        return refuse(sources, &format!("index.{name}"), found, "want a rediss:// URL in index.url, or not this");
+    }
+    let (given, missing) = match (&index.certificate, &index.key) {
+        (Some(_), None) => ("certificate", "key"),
+        (None, Some(_)) => ("key", "certificate"),
+        (Some(_), Some(_)) | (None, None) => return Ok(()),
+    };
+    let found = format!("found without index.{missing}");
+    refuse(sources, &format!("index.{given}"), found, "want both or neither")
 }
 
 fn check_s3(config: &Config, sources: &Sources) -> Result<(), ConfigError> {

@@ -228,11 +228,20 @@ pub enum CdnKind {
 pub struct Index {
     /// Where the index is: `embedded` is a database in `.index` in the directory of a `file:` bucket,
     /// `embedded:PATH` one in a directory of its own, for a single replica; several replicas share a
-    /// `redis://` server. A URL with a password is best read from a file.
+    /// `redis://` server, or a `rediss://` one by TLS. A URL with a password is best read from a file.
     #[schemars(extend("x-secret" = true))]
     pub url: Text<IndexUrl>,
     /// What each key in Redis begins with. Registries that share a server have one each.
     pub namespace: Text<Namespace>,
+    /// The file of certificates, in PEM, that vouch for a `rediss://` server. Where it is not set, the system's do.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca: Option<Text<PathBuf>>,
+    /// The file with the certificate, in PEM, by which Berth says to a `rediss://` server who it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<Text<PathBuf>>,
+    /// The file with the certificate's private key, in PEM. It goes with `index.certificate`: both or neither.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key: Option<Text<PathBuf>>,
     /// For how long a replica believes the index without looking again at the bucket.
     pub lease: Text<Duration>,
     /// How long a write to the bucket may take before it no longer counts. More than twice `index.margin`.
@@ -442,6 +451,9 @@ impl Default for Index {
         Self {
             url: Text(IndexUrl::Embedded),
             namespace: Text(Namespace::default()),
+            ca: None,
+            certificate: None,
+            key: None,
             lease: seconds(5),
             write_deadline: seconds(10),
             margin: seconds(3),

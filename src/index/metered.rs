@@ -78,6 +78,7 @@ fn failure(error: &IndexError) -> &'static str {
     match error {
         IndexError::Unreachable(_) => "unreachable",
         IndexError::Unknown(_) => "unknown",
+        IndexError::TimedOut(_) => "timeout",
         IndexError::Broken(_) => "broken",
     }
 }

@@ -102,9 +102,13 @@ pub enum IndexError {
     /// It was not reached: nothing happened.
     #[error("the index is not reachable: {0}")]
     Unreachable(String),
-    /// No answer came: the batch may have been committed, or may be later.
+    /// The connection was lost meanwhile: the batch may have been committed, or may be later.
     #[error("the index did not answer: {0}")]
     Unknown(String),
+    /// No answer came in time, though the connection stands: as [`IndexError::Unknown`], and asking again
+    /// would only take as long again.
+    #[error("the index did not answer in time: {0}")]
+    TimedOut(String),
     /// It answered what makes no sense.
     #[error("the index is not usable: {0}")]
     Broken(String),

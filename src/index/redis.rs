@@ -22,22 +22,24 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use redis::{
-    AsyncConnectionConfig, Client, Cmd, ConnectionInfo, ErrorKind, FromRedisValue, InfoDict, IntoConnectionInfo,
-    ProtocolVersion, PushInfo, PushKind, RedisError, RedisResult, Script, ServerErrorKind, Value,
-    aio::MultiplexedConnection, io::tcp::TcpSettings,
+    AsyncConnectionConfig, Client, ClientTlsConfig, Cmd, ConnectionInfo, ErrorKind, FromRedisValue, InfoDict,
+    IntoConnectionInfo, ProtocolVersion, PushInfo, PushKind, RedisError, RedisResult, Script, ServerErrorKind,
+    TlsCertificates, Value, aio::MultiplexedConnection, io::tcp::TcpSettings,
 };
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use tokio::sync::OnceCell;
 
 use super::{Ask, Batch, Check, Connect, Fact, Index, IndexError, Outcome, Shard, Write, wake::Topics};
 
-/// How long making a connection may take, with all that is asked of the server first. A server in the same
-/// region answers in a few milliseconds; one that needs half a second is of no use to a request.
-pub const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
+/// How long making a connection may take: with TLS that is several round trips, and work for both sides. Requests
+/// don't wait that long: who looks for an index that is away does.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How long any one call may take, from when it is made to the last byte of its answer.
 pub const RESPONSE_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// The oldest server with all that the scripts need (ZRANGE BYLEX), as major and minor version.
+/// The oldest server with all that the scripts need (ZRANGE BYLEX), as major and minor version. Valkey goes by
+/// the version of Redis that it is compatible with, 7.2.
 const OLDEST: (u32, u32) = (6, 2);
 
 /// A Redis server, and the namespace of the keys in it that are ours. Other namespaces, and whatever else
@@ -48,6 +50,31 @@ pub struct Redis {
     namespace: Arc<str>,
     commit: Arc<Script>,
     scan: Arc<Script>,
+    /// Whether it was looked at what the server keeps of its data.
+    judged: Arc<AtomicBool>,
+}
+
+/// What a `rediss://` server is met with, each in PEM.
+#[derive(Clone, Default)]
+pub struct Tls {
+    /// The certificates that vouch for the server; the system's where there are none.
+    pub ca: Option<Vec<u8>>,
+    /// Our own certificate and its private key, for a server that asks for one.
+    pub own: Option<(Vec<u8>, Vec<u8>)>,
+}
+
+impl Tls {
+    /// Whether a file's bytes are at least one certificate in PEM. A file without any would go unnoticed: then
+    /// nobody vouches for the server.
+    pub fn is_certificate(pem: &[u8]) -> bool {
+        let mut certificates = CertificateDer::pem_slice_iter(pem).peekable();
+        certificates.peek().is_some() && certificates.all(|certificate| certificate.is_ok())
+    }
+
+    /// Whether a file's bytes hold a private key in PEM.
+    pub fn is_key(pem: &[u8]) -> bool {
+        PrivateKeyDer::from_pem_slice(pem).is_ok()
+    }
 }
 
 /// One connection to the server.
@@ -80,6 +107,14 @@ impl Redis {
     /// [`IndexError::Broken`] for a URL that isn't one, and for a namespace with a brace (which would move
     /// keys to other slots), a space or a control character.
     pub fn new(url: &str, namespace: &str) -> Result<Self, IndexError> {
+        Self::with_tls(url, namespace, None)
+    }
+
+    /// The same for a `rediss://` URL, with what the connection is encrypted by.
+    ///
+    /// # Errors
+    /// Also [`IndexError::Broken`] for what rustls can't use, or no `rediss://` URL.
+    pub fn with_tls(url: &str, namespace: &str, tls: Option<Tls>) -> Result<Self, IndexError> {
         if namespace.chars().any(|c| c == '{' || c == '}' || c.is_whitespace() || c.is_control()) {
             return Err(IndexError::Broken(format!("{namespace:?} can't be a namespace")));
         }
@@ -87,11 +122,19 @@ impl Redis {
         let info = url.into_connection_info().map_err(|error| IndexError::Broken(error.to_string()))?;
         let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
         let info = info.set_redis_settings(settings).set_tcp_settings(TcpSettings::default().set_nodelay(true));
+        let client = match tls {
+            None => Client::open(info),
+            Some(Tls { ca, own }) => {
+                let own = own.map(|(client_cert, client_key)| ClientTlsConfig { client_cert, client_key });
+                Client::build_with_tls(info, TlsCertificates { client_tls: own, root_cert: ca })
+            }
+        };
         Ok(Self {
-            client: Client::open(info).map_err(|error| IndexError::Broken(error.to_string()))?,
+            client: client.map_err(|error| IndexError::Broken(error.to_string()))?,
             namespace: namespace.into(),
             commit: Arc::new(Script::new(include_str!("commit.lua"))),
             scan: Arc::new(Script::new(include_str!("scan.lua"))),
+            judged: Arc::default(),
         })
     }
 
@@ -147,6 +190,9 @@ impl Connect for Redis {
         };
         let connection = Connection { redis: self.clone(), link, wakes, subscribed: OnceCell::new() };
         connection.identity().await?;
+        if !self.judged.swap(true, Ordering::Relaxed) {
+            connection.warn_of_loss().await;
+        }
         Ok(Arc::new(connection))
     }
 }
@@ -216,7 +262,7 @@ impl Index for Connection {
         let answer: RedisResult<(i64, u64, Vec<Option<Bytes>>)> =
             match tokio::time::timeout(RESPONSE_TIMEOUT, call.invoke_async(&mut link)).await {
                 Ok(answer) => answer,
-                Err(_) => return Err(IndexError::Unknown(format!("no answer within {RESPONSE_TIMEOUT:?}"))),
+                Err(_) => return Err(silent()),
             };
         match answer.map_err(why_not_committed)? {
             (0, sequence, reads) => Ok(Outcome::Committed { sequence, reads }),
@@ -257,12 +303,30 @@ impl Connection {
         }
     }
 
+    /// Says so where a restart of the server will lose everything. Managed services and restricted users don't
+    /// let anybody ask (`CONFIG`); then nothing is known, and nothing said.
+    async fn warn_of_loss(&self) {
+        let mut asks = redis::pipe();
+        asks.cmd("CONFIG").arg("GET").arg("save").cmd("CONFIG").arg("GET").arg("appendonly");
+        let mut link = self.link.clone();
+        type Settings = HashMap<String, String>;
+        let answer: Result<(Settings, Settings), _> =
+            self.reading(async move { asks.query_async(&mut link).await }).await;
+        let Ok((save, append)) = answer else { return };
+        let is = |settings: &Settings, name: &str, value: &str| settings.get(name).is_some_and(|found| found == value);
+        if is(&save, "save", "") && is(&append, "appendonly", "no") {
+            tracing::warn!(
+                "Redis keeps nothing on its disk (save \"\", appendonly no): after a restart the index is filled from the bucket again, and where all replicas restart with it that takes `berth index rebuild`"
+            );
+        }
+    }
+
     /// Runs a call that changes no facts.
     async fn reading<T>(&self, call: impl Future<Output = RedisResult<T>>) -> Result<T, IndexError> {
         self.check_open()?;
         match tokio::time::timeout(RESPONSE_TIMEOUT, call).await {
             Ok(result) => result.map_err(why_not_read),
-            Err(_) => Err(IndexError::Unreachable(format!("no answer within {RESPONSE_TIMEOUT:?}"))),
+            Err(_) => Err(silent()),
         }
     }
 
@@ -402,8 +466,17 @@ fn field(info: &InfoDict, name: &str) -> Result<String, IndexError> {
 fn why_not_connected(error: RedisError) -> IndexError {
     match error.kind() {
         ErrorKind::RESP3NotSupported => IndexError::Broken(format!("the server is too old: {error}")),
+        // A certificate that isn't trusted, or a server that doesn't speak TLS: waiting would not help.
+        ErrorKind::Io if is_about_tls(&error) => IndexError::Broken(error.to_string()),
         _ => why_not_read(error),
     }
+}
+
+fn is_about_tls(error: &RedisError) -> bool {
+    type Shared = Arc<dyn std::error::Error + Send + Sync>;
+    let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<Shared>());
+    let cause = cause.and_then(|cause| cause.downcast_ref::<std::io::Error>());
+    cause.is_some_and(|cause| cause.kind() == std::io::ErrorKind::InvalidData)
 }
 
 fn why_not_read(error: RedisError) -> IndexError {
@@ -419,6 +492,10 @@ fn why_not_committed(error: RedisError) -> IndexError {
         ErrorKind::Server(_) | ErrorKind::Extension => why_not_read(error),
         _ => IndexError::Unknown(error.to_string()),
     }
+}
+
+fn silent() -> IndexError {
+    IndexError::TimedOut(format!("no answer within {RESPONSE_TIMEOUT:?}"))
 }
 
 /// Whether the server says that it does nothing for now.

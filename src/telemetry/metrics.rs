@@ -82,6 +82,8 @@ pub struct Metrics {
     pub requests_refused: Counter,
     /// `berth_requests_panicked_total`: ended by a bug of ours.
     pub requests_panicked: Counter,
+    /// `berth_index_believed`: 1 while the index is believed, 0 while the bucket answers in its place.
+    pub index_believed: Gauge,
     /// `berth_blob_bytes_total`: bytes of blobs that clients were given, by way.
     blob_bytes: Family<WayLabels, Counter>,
     /// Those that we sent.
@@ -112,6 +114,7 @@ impl Metrics {
             bytes_out: Counter::default(),
             requests_refused: Counter::default(),
             requests_panicked: Counter::default(),
+            index_believed: Gauge::default(),
             blob_bytes_streamed: blob_bytes.get_or_create_owned(&WayLabels { way: "streamed" }),
             blob_bytes_redirected: blob_bytes.get_or_create_owned(&WayLabels { way: "redirected" }),
             blob_bytes,
@@ -168,6 +171,11 @@ impl Metrics {
             "berth_requests_panicked",
             "Requests that a bug of Berth ended",
             self.requests_panicked.clone(),
+        );
+        registry.register(
+            "berth_index_believed",
+            "Whether the index is believed; else pulls are read from the bucket, and nothing can be pushed",
+            self.index_believed.clone(),
         );
         registry.register("berth_connections", "Open connections", self.connections.clone());
         registry.register(

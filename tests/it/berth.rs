@@ -125,7 +125,7 @@ impl Berth {
 
     /// Ends it as a power switch does: nothing of it runs any more when this returns.
     pub(crate) fn kill9(&mut self) {
-        if self.child.is_some() {
+        if self.is_running() {
             self.signal(Signal::KILL);
             self.wait();
         }

@@ -304,6 +304,21 @@ fn each_mistake_is_one_line() {
         ),
         (
             "",
+            &[("BERTH_INDEX__URL", "redisss://u:pass@h")],
+            "index.url (BERTH_INDEX__URL): found ***; want \"embedded\", \"embedded:PATH\" or \"redis://[USER:PASSWORD@]HOST:PORT/DATABASE\" (rediss:// with TLS)",
+        ),
+        (
+            "",
+            &[("BERTH_INDEX__URL", "redis://h"), ("BERTH_INDEX__CA", "/ca.pem")],
+            "index.ca (BERTH_INDEX__CA): found while index.url is \"redis://h\"; want a rediss:// URL in index.url, or not this",
+        ),
+        (
+            "",
+            &[("BERTH_INDEX__URL", "rediss://h"), ("BERTH_INDEX__KEY", "/key.pem")],
+            "index.key (BERTH_INDEX__KEY): found without index.certificate; want both or neither",
+        ),
+        (
+            "",
             &[("BERTH_REDIRECT__TTL", "5s")],
             "redirect.ttl (BERTH_REDIRECT__TTL): found \"5s\"; want \"10s\" to \"168h\"",
         ),
@@ -336,11 +351,6 @@ fn each_mistake_is_one_line() {
             "[redirect.cdn]\nprivate_key_file = \"DIR/secret\"",
             &[],
             "redirect.cdn.private_key (DIR/berth.toml:2): found ***; want a private key in PEM (-----BEGIN PRIVATE KEY----- and so on)",
-        ),
-        (
-            "",
-            &[("BERTH_INDEX__URL", "rediss://u:pass@h")],
-            "index.url (BERTH_INDEX__URL): found ***; want \"embedded\", \"embedded:PATH\" or \"redis://[USER:PASSWORD@]HOST:PORT/DATABASE\"",
         ),
         (
             "",

@@ -547,9 +547,9 @@ async fn a_stalled_redis_leaves_a_commit_unknown() {
     server.pause(true);
     let started = Instant::now();
     let commit = index.commit(SHARD, writes(vec![put("stall", "m", "x")])).await;
-    assert!(matches!(commit, Err(IndexError::Unknown(_))), "{commit:?}");
+    assert!(matches!(commit, Err(IndexError::TimedOut(_))), "{commit:?}");
     let get = index.get(SHARD, &[Ask::Value(fact("stall", "m"))]).await;
-    assert!(matches!(get, Err(IndexError::Unreachable(_))), "{get:?}");
+    assert!(matches!(get, Err(IndexError::TimedOut(_))), "{get:?}");
     assert!(matches!(connect.connect().await, Err(IndexError::Unreachable(_))));
     index.wait(SHARD, "topic", Duration::from_millis(20)).await;
     assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());

@@ -1,4 +1,5 @@
-//! A real Redis server for a test: on a free port, empty, gone with the value that stands for it.
+//! A real Redis server for a test: on a free port, empty, gone with the value that stands for it. Another one
+//! that speaks the same, such as Valkey, where `BERTH_TEST_REDIS_SERVER` names its program.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -38,6 +39,15 @@ impl RedisServer {
         format!("redis://127.0.0.1:{}/", self.port)
     }
 
+    /// A connection of an operator's, who may do anything.
+    pub(crate) async fn operator(&self) -> redis::aio::MultiplexedConnection {
+        redis::Client::open(self.url()).unwrap().get_multiplexed_async_connection().await.unwrap()
+    }
+
+    pub(crate) async fn flush(&self) {
+        redis::cmd("FLUSHALL").exec_async(&mut self.operator().await).await.unwrap();
+    }
+
     pub(crate) fn port(&self) -> u16 {
         self.port
     }
@@ -53,7 +63,8 @@ impl RedisServer {
     /// Starts the server on the same port, empty, after stopping it if it runs.
     pub(crate) async fn restart(&mut self) {
         self.stop();
-        let child = Command::new("redis-server")
+        let program = std::env::var("BERTH_TEST_REDIS_SERVER").unwrap_or_else(|_| "redis-server".to_owned());
+        let child = Command::new(program)
             .args(["--port", &self.port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"])
             .args(&self.arguments)
             .current_dir(self.directory.path())

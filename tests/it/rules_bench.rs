@@ -18,6 +18,7 @@ use berth::{
     index::{Ask, Connect, embedded::Embedded, redis::Redis},
     manifest::Push,
     oci::{Algorithm, Digest, Manifest, Reference, RepositoryName, Tag},
+    reader::Reader,
     reconcile,
     registry::{Options, OtherIndex, Registry, Repository},
     storage::{Key, Store, local::Local, s3::S3},
@@ -358,6 +359,27 @@ pub(crate) async fn whole_manifest(repository: &Repository, digest: &Digest) -> 
         bytes_of(&repository.blob(&needed).await?).await?;
     }
     Ok(())
+}
+
+/// The same by who only reads.
+pub(crate) async fn tag_read(reader: &Reader, tag: &str) -> Result<Option<Digest>, Error> {
+    let found = match reader.find_manifest(&Reference::Tag(tag.parse().unwrap())).await {
+        Ok(found) => found,
+        Err(error) if error.code == Code::ManifestUnknown => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let by_digest = reader.find_manifest(&Reference::Digest(found.digest.clone())).await?;
+    assert_eq!(by_digest, found);
+    let bytes = reader.manifest_bytes(&found).await?;
+    assert_eq!(Digest::of(found.digest.algorithm(), &bytes), found.digest);
+    for needed in Manifest::parse(&bytes, None)?.needs {
+        bytes_of(&reader.blob(&needed).await?).await?;
+    }
+    Ok(Some(found.digest))
+}
+
+pub(crate) async fn reader(engine: &Arc<Registry>, name: &str) -> Reader {
+    engine.reader(&name.parse::<RepositoryName>().unwrap()).await.unwrap()
 }
 
 pub(crate) fn code<T: std::fmt::Debug>(result: Result<T, Error>) -> Code {
