@@ -231,7 +231,7 @@ async fn reconcile_all(registry: Arc<Registry>) {
             Ok(true) => return,
             Ok(false) => match reconcile::walk(&registry, |_, _| {}).await {
                 Ok(walked) => {
-                    let reconcile::Walked { repositories, adopted } = walked;
+                    let reconcile::Walked { repositories, adopted, roster: _ } = walked;
                     let reconcile::Adopted { links, manifests, tags, dangling } = adopted;
                     if repositories > 0 {
                         tracing::info!(
