@@ -14,7 +14,7 @@ use std::{
 use async_trait::async_trait;
 use berth::{
     api,
-    auth::AccessRules,
+    auth::{AccessRules, Authority},
     config::Role,
     index::{Ask, Batch, Connect, Index, IndexError, Outcome, Shard, Write, embedded::Embedded},
     registry::{OtherIndex, Registry},
@@ -233,7 +233,10 @@ impl Scene {
             Registry::open(Arc::new(store), Arc::new(connect), options, OtherIndex::Refuse).await.unwrap()
         };
         let client = |registry: &Arc<Registry>| {
-            Client::router(api::router(Arc::clone(registry), AccessRules::new(Some(Role::Admin), None)))
+            Client::router(api::router(
+                Arc::clone(registry),
+                Authority::new(AccessRules::new(Some(Role::Admin), None), Vec::new()),
+            ))
         };
         let sound = open(Bug::None, &Arc::default()).await;
         let (first, second) = (open(bug, &probe).await, open(bug, &Arc::default()).await);
