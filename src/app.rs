@@ -6,7 +6,7 @@ use axum::Router;
 
 use crate::{
     api::{self, cors::Origins, health::Readiness, observe::Observer},
-    auth::AccessRules,
+    auth::{AccessRules, Authority},
     config::{Ceiling, Config, IndexUrl, StorageUrl},
     epoch::{self, Leases, Timing},
     error::Error,
@@ -61,6 +61,7 @@ pub enum StartError {
 pub struct App {
     /// What is served.
     pub registry: Arc<Registry>,
+    authority: Arc<Authority>,
     config: Config,
     metrics: Arc<Metrics>,
     readiness: Readiness,
@@ -76,15 +77,15 @@ impl App {
         let store = Arc::new(MeteredStore::new(open_store(&config).await?, &metrics.store));
         let index = Arc::new(MeteredConnect::new(open_index(&config)?, &metrics.index));
         let registry = Registry::open(store, index, options(&config), other).await?;
-        Ok(Self { registry, config, metrics, readiness: Readiness::new() })
+        let authority = Authority::new(AccessRules::configured(&config.auth), Vec::new());
+        Ok(Self { registry, authority, config, metrics, readiness: Readiness::new() })
     }
 
     /// Everything that clients reach: the API, and health.
     pub fn router(&self) -> Result<Router, StartError> {
-        let anonymous = self.config.auth.anonymous.role();
-        let access = AccessRules::new(anonymous, self.config.auth.rules.values().cloned());
         let origins: Vec<String> = self.config.server.cors_origins.iter().map(ToString::to_string).collect();
-        let api = Origins::parse(&origins)?.around(api::router(Arc::clone(&self.registry), access));
+        let api =
+            Origins::parse(&origins)?.around(api::router(Arc::clone(&self.registry), Arc::clone(&self.authority)));
         let observer = Observer::new(Arc::clone(&self.metrics), self.config.limits.requests.get() as usize);
         Ok(observer.around(api.merge(api::health::health_routes(self.readiness.clone()))))
     }

@@ -10,7 +10,10 @@ use axum::{
     extract::{Request, State},
     response::Response,
 };
-use http::{HeaderMap, HeaderValue, Method, header::ALLOW};
+use http::{
+    HeaderMap, HeaderValue, Method,
+    header::{ALLOW, AUTHORIZATION},
+};
 use serde_json::json;
 
 use super::{
@@ -21,7 +24,7 @@ use super::{
     tags, uploads,
 };
 use crate::{
-    auth::{AccessRules, Grant, Identity},
+    auth::{Action, Authority, Caller, Grant, Presented},
     error::{Code, Error, Result},
     oci::RepositoryName,
     registry::{Registry, Repository},
@@ -33,13 +36,13 @@ pub(super) struct Api {
     /// What is served.
     pub(super) registry: Arc<Registry>,
     /// Who may have it.
-    pub(super) access: AccessRules,
+    pub(super) authority: Arc<Authority>,
 }
 
 /// One request that was allowed, as its handler needs it.
 pub(super) struct Call {
     pub(super) api: Arc<Api>,
-    pub(super) identity: Identity,
+    pub(super) caller: Caller,
     pub(super) grant: Grant,
     pub(super) headers: HeaderMap,
 }
@@ -52,12 +55,17 @@ impl Call {
 
     /// Who asks, as tags' histories and uploads' ids know it.
     pub(super) fn by(&self) -> String {
-        self.identity.to_string()
+        self.caller.identity.to_string()
     }
 
     /// Whether the caller may pull from `name`.
     pub(super) fn may_pull(&self, name: &RepositoryName) -> bool {
-        self.api.access.may_pull(&self.identity, name)
+        self.api.authority.decide(&self.caller, name, Action::Pull).is_some()
+    }
+
+    /// Whether the caller may be told that there is a `name`.
+    pub(super) fn may_see(&self, name: &RepositoryName) -> bool {
+        self.api.authority.may_see(&self.caller, name)
     }
 }
 
@@ -69,10 +77,12 @@ pub(super) async fn answer(State(api): State<Arc<Api>>, request: Request) -> Res
     let route = Route::parse(&head.method, head.uri.path(), head.uri.query(), &head.headers);
     let response = match route {
         Ok(route) => {
-            let identity = Identity::ANONYMOUS;
-            let seen = seen(&route, &identity);
-            let done = match admit(&api.access, &route, &identity) {
-                Ok(grant) => serve(Call { api, identity, grant, headers: head.headers }, route, body).await,
+            let mut seen = seen(&route);
+            let done = match identify(&api, &head.headers).await {
+                Ok(caller) => {
+                    seen.identity = Some(caller.identity.to_string());
+                    admit_and_serve(api, caller, head.headers, route, body).await
+                }
                 Err(error) => Err(error),
             };
             see(done.unwrap_or_else(|error| respond::error(error, id.as_ref())), seen)
@@ -84,17 +94,34 @@ pub(super) async fn answer(State(api): State<Arc<Api>>, request: Request) -> Res
     if is_head { response.map(|_| Body::empty()) } else { response }
 }
 
+/// Finds out who asks.
+async fn identify(api: &Api, headers: &HeaderMap) -> Result<Caller> {
+    let presented = Presented::read(headers.get(AUTHORIZATION).map(HeaderValue::as_bytes))?;
+    api.authority.authenticate(&presented).await
+}
+
+async fn admit_and_serve(
+    api: Arc<Api>,
+    caller: Caller,
+    headers: HeaderMap,
+    route: Route,
+    body: Body,
+) -> Result<Response> {
+    let grant = admit(&api.authority, &route, &caller)?;
+    serve(Call { api, caller, grant, headers }, route, body).await
+}
+
 /// Decides whether the caller may do what the route does.
-fn admit(access: &AccessRules, route: &Route, identity: &Identity) -> Result<Grant> {
+fn admit(authority: &Authority, route: &Route, caller: &Caller) -> Result<Grant> {
     let (kind, name, action) = match route.access() {
         Access::Repository(repository, action) => {
-            if let Some(grant) = access.decide(identity, repository, action) {
+            if let Some(grant) = authority.decide(caller, repository, action) {
                 return Ok(grant);
             }
             ("repository", repository.as_str(), action.as_str())
         }
         Access::Any | Access::Catalog => {
-            if access.may_anything(identity) {
+            if authority.may_anything(caller) {
                 return Ok(Grant { create_only: true });
             }
             ("registry", "catalog", "*")
@@ -153,11 +180,10 @@ fn not_allowed(allow: &'static str) -> Response {
 }
 
 /// What the log and the metrics are told of a route.
-fn seen(route: &Route, identity: &Identity) -> Seen {
+fn seen(route: &Route) -> Seen {
     Seen {
         repository: route.repository().map(|name| name.as_str().to_owned()),
         reference: route.reference().map(str::to_owned),
-        identity: Some(identity.to_string()),
         ..Seen::route(route.name())
     }
 }

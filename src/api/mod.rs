@@ -20,11 +20,11 @@ use std::sync::Arc;
 
 use axum::Router;
 
-use crate::{auth::AccessRules, registry::Registry};
+use crate::{auth::Authority, registry::Registry};
 
-/// The API of one registry, for those whom `access` lets in. It answers every path that no other route
+/// The API of one registry, for those whom `authority` lets in. It answers every path that no other route
 /// takes.
-pub fn router(registry: Arc<Registry>, access: AccessRules) -> Router {
-    let api = Arc::new(dispatch::Api { registry, access });
+pub fn router(registry: Arc<Registry>, authority: Arc<Authority>) -> Router {
+    let api = Arc::new(dispatch::Api { registry, authority });
     Router::new().fallback(dispatch::answer).with_state(api)
 }

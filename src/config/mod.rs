@@ -14,6 +14,7 @@ mod source;
 mod text;
 mod tree;
 mod units;
+mod who;
 
 use std::{
     collections::BTreeMap,
@@ -26,11 +27,12 @@ pub use address::{CorsOrigin, IndexUrl, Listen, Namespace, RedisUrl, Site, Stora
 pub use error::{ConfigError, Origin};
 pub use pattern::{RepositoryPattern, TagPattern};
 pub use reference::reference;
-pub use text::{MASK, Secret, Text, Word, Written};
+pub use text::{FilePath, Keys, MASK, Secret, Text, Word, Written};
 pub use tree::{
-    Admin, Anonymous, Auth, Config, Index, Limits, Log, LogFormat, Role, Rule, S3, Server, Storage, Tags, Who,
+    Admin, Anonymous, Auth, Config, Index, Limits, Log, LogFormat, Role, Rule, S3, Server, Storage, Tags, Token,
 };
 pub use units::{Ceiling, LogFilter, Size};
+pub use who::{Member, Who};
 
 use layout::Section;
 use source::{KeyPath, Setting, Settings, dotted};

@@ -7,7 +7,7 @@ use std::{sync::Arc, time::Duration};
 use axum::{Router, body::Body};
 use berth::{
     api::{self, route::Route},
-    auth::AccessRules,
+    auth::{AccessRules, Authority, NamedRule},
     config::{RepositoryPattern, Role, Rule, Text, Who, Written},
     index::{Connect, embedded::Embedded},
     oci::{Algorithm, Digest},
@@ -45,12 +45,16 @@ impl Berth {
 
     /// What those see who may do this in these repositories, and nothing elsewhere.
     fn with(&self, rules: &[(Role, &str)]) -> Client {
-        let rule = |(role, pattern): &(Role, &str)| Rule {
-            who: vec![Who::Everyone],
-            role: *role,
-            repositories: vec![Text(RepositoryPattern::read(pattern).unwrap())],
+        let rule = |(role, pattern): &(Role, &str)| NamedRule {
+            name: (*pattern).to_owned(),
+            rule: Rule {
+                who: vec![Text(Who::Everyone)],
+                role: *role,
+                repositories: vec![Text(RepositoryPattern::read(pattern).unwrap())],
+            },
         };
-        Client(api::router(Arc::clone(&self.registry), AccessRules::new(None, rules.iter().map(rule))))
+        let authority = Authority::new(AccessRules::new(None, rules.iter().map(rule)), Vec::new());
+        Client(api::router(Arc::clone(&self.registry), authority))
     }
 
     fn admin(&self) -> Client {

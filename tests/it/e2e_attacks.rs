@@ -9,7 +9,7 @@ use std::sync::Arc;
 use berth::{
     api::route::{Access, Read, Route, Start, TagsForm},
     app::App,
-    auth::{AccessRules, Action},
+    auth::{AccessRules, Action, Authority},
     config::Role,
 };
 use bytes::Bytes;
@@ -32,7 +32,7 @@ struct Registry {
 impl Registry {
     /// A client of the same registry that may do everything.
     fn admin(&self) -> Client {
-        let access = AccessRules::new(Some(Role::Admin), []);
+        let access = Authority::new(AccessRules::new(Some(Role::Admin), []), Vec::new());
         Client::router(berth::api::router(Arc::clone(&self.app.registry), access))
     }
 }

@@ -29,7 +29,7 @@ const LEVELS: [&[&str]; 13] = [
 /// The foreign crates that have owners, and exactly who imports each.
 const OWNED: [(&str, &[&str]); 24] = [
     ("axum", &["api", "app", "server"]),
-    ("base64", &["registry", "upload"]),
+    ("base64", &["auth", "registry", "upload"]),
     ("chrono", &["cli", "storage"]),
     ("clap", &["cli"]),
     ("clap_complete", &["cli"]),

@@ -28,6 +28,7 @@ mod rules_rebuild;
 mod rules_tag;
 mod rules_upload;
 mod s3_server;
+mod seeded;
 mod server;
 mod storage;
 mod storage_local;
