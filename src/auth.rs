@@ -3,9 +3,11 @@
 //! An [`Identity`] is made here and nowhere else, and every decision is made by [`Authority`] from it and a
 //! repository's *name* alone: nothing here knows whether anything exists, so no answer can tell.
 
+pub mod account;
 mod authority;
 mod credential;
 mod identity;
+pub mod oidc;
 mod rules;
 
 pub use authority::{Authority, Caller};
