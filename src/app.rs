@@ -5,7 +5,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use axum::Router;
 
 use crate::{
-    api::{self, cors::Origins, health::Readiness, observe::Observer},
+    api::{self, cors::Origins, health::Readiness, observe::Observer, origin::Proxies},
     auth::AccessRules,
     config::{Ceiling, Config, IndexUrl, StorageUrl},
     epoch::{self, Leases, Timing},
@@ -85,7 +85,8 @@ impl App {
         let access = AccessRules::new(anonymous, self.config.auth.rules.values().cloned());
         let origins: Vec<String> = self.config.server.cors_origins.iter().map(ToString::to_string).collect();
         let api = Origins::parse(&origins)?.around(api::router(Arc::clone(&self.registry), access));
-        let observer = Observer::new(Arc::clone(&self.metrics), self.config.limits.requests.get() as usize);
+        let limit = self.config.limits.requests.get() as usize;
+        let observer = Observer::new(Arc::clone(&self.metrics), limit, self.proxies());
         Ok(observer.around(api.merge(api::health::health_routes(self.readiness.clone()))))
     }
 
@@ -118,6 +119,13 @@ impl App {
             task.abort();
         }
         Ok(end)
+    }
+
+    /// Whom the configuration believes on who a client is.
+    fn proxies(&self) -> Proxies {
+        let server = &self.config.server;
+        let trusted = server.trusted_proxies.iter().map(|network| network.0);
+        Proxies::new(trusted, server.public_url.as_ref().map(|url| url.as_str()))
     }
 
     fn announce(&self, listeners: &[Listener]) {
