@@ -5,7 +5,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use axum::Router;
 
 use crate::{
-    api::{self, cors::Origins, health::Readiness, observe::Observer},
+    api::{self, cors::Origins, health::Readiness, observe::Observer, origin::Proxies},
     auth::{AccessRules, Authority},
     config::{Ceiling, Config, IndexUrl, StorageUrl},
     epoch::{self, Leases, Timing},
@@ -84,9 +84,10 @@ impl App {
     /// Everything that clients reach: the API, and health.
     pub fn router(&self) -> Result<Router, StartError> {
         let origins: Vec<String> = self.config.server.cors_origins.iter().map(ToString::to_string).collect();
-        let api =
-            Origins::parse(&origins)?.around(api::router(Arc::clone(&self.registry), Arc::clone(&self.authority)));
-        let observer = Observer::new(Arc::clone(&self.metrics), self.config.limits.requests.get() as usize);
+        let api = api::router(Arc::clone(&self.registry), Arc::clone(&self.authority));
+        let api = Origins::parse(&origins)?.around(api);
+        let limit = self.config.limits.requests.get() as usize;
+        let observer = Observer::new(Arc::clone(&self.metrics), limit, self.proxies());
         Ok(observer.around(api.merge(api::health::health_routes(self.readiness.clone()))))
     }
 
@@ -119,6 +120,13 @@ impl App {
             task.abort();
         }
         Ok(end)
+    }
+
+    /// Whom the configuration believes on who a client is.
+    fn proxies(&self) -> Proxies {
+        let server = &self.config.server;
+        let trusted = server.trusted_proxies.iter().map(|network| network.0);
+        Proxies::new(trusted, server.public_url.as_ref().map(|url| url.as_str()))
     }
 
     fn announce(&self, listeners: &[Listener]) {

@@ -8,6 +8,7 @@ mod dispatch;
 pub mod health;
 mod manifests;
 pub mod observe;
+pub mod origin;
 pub mod query;
 pub mod range;
 mod referrers;

@@ -2,9 +2,16 @@
 //!
 //! An address is only parsed here; whether anybody answers at it is for the layer that dials it to say.
 
-use std::{borrow::Cow, fmt, net::SocketAddr, ops::Deref, path::PathBuf};
+use std::{
+    borrow::Cow,
+    fmt,
+    net::{IpAddr, SocketAddr},
+    ops::Deref,
+    path::PathBuf,
+};
 
 use http::Uri;
+use ipnet::IpNet;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
@@ -20,6 +27,24 @@ impl Written for SocketAddr {
 
     fn write(&self) -> String {
         self.to_string()
+    }
+}
+
+impl Written for IpNet {
+    const NAME: &'static str = "Network";
+    const WANT: &'static str = "a network such as \"10.0.0.0/8\" or \"fd00::/8\", or a single IP address";
+
+    fn read(text: &str) -> Option<Self> {
+        let single = || text.parse::<IpAddr>().ok().map(Self::from);
+        // Bits behind the prefix would be ignored, and are most likely a mistake.
+        text.parse().ok().or_else(single).filter(|network: &Self| network.trunc() == *network)
+    }
+
+    fn write(&self) -> String {
+        match self.prefix_len() == self.max_prefix_len() {
+            true => self.addr().to_string(),
+            false => self.to_string(),
+        }
     }
 }
 
@@ -372,6 +397,22 @@ mod tests {
             "https://me@r.example.com",
         ] {
             assert_eq!(Site::read(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn networks_are_read_and_written() {
+        for (text, shown) in [
+            ("10.0.0.0/8", "10.0.0.0/8"),
+            ("0.0.0.0/0", "0.0.0.0/0"),
+            ("fd00::/8", "fd00::/8"),
+            ("192.0.2.1", "192.0.2.1"),
+            ("::1/128", "::1"),
+        ] {
+            assert_eq!(IpNet::read(text).unwrap().write(), shown);
+        }
+        for bad in ["", "10.0.0.1/8", "10.0.0.0/33", "10.0.0", "localhost", "10.0.0.0/8,::1"] {
+            assert_eq!(IpNet::read(bad), None, "{bad}");
         }
     }
 

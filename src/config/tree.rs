@@ -3,6 +3,7 @@
 
 use std::{collections::BTreeMap, net::SocketAddr, num::NonZeroU32, path::PathBuf, time::Duration};
 
+use ipnet::IpNet;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -43,6 +44,15 @@ pub struct Server {
     /// The address to listen on, or a list of several. Where it is not set and `PORT` is: that port, on
     /// `0.0.0.0` once anything in `[auth]` is set, else on `127.0.0.1`.
     pub listen: Listen,
+    /// The URL by which every client reaches the registry, where a proxy in front doesn't say it: each
+    /// `Location` and the address of the token service begin with it. Where it is not set, the latter begins
+    /// with what the client asked for, and a `Location` is relative.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub public_url: Option<Text<Site>>,
+    /// The addresses of the proxies in front, as networks (`10.0.0.0/8`) or single ones. What they say of their
+    /// client in `X-Forwarded-For`, `X-Forwarded-Proto` and `X-Forwarded-Host`, or where all of these are
+    /// missing in `Forwarded`, is believed; from anybody else it is ignored.
+    pub trusted_proxies: Vec<Text<IpNet>>,
     /// The origins whose pages may call the registry from a browser; `*` is any.
     pub cors_origins: Vec<Text<CorsOrigin>>,
 }
@@ -327,7 +337,12 @@ impl Config {
 
 impl Default for Server {
     fn default() -> Self {
-        Self { listen: Listen::one(([127, 0, 0, 1], 5000).into()), cors_origins: Vec::new() }
+        Self {
+            listen: Listen::one(([127, 0, 0, 1], 5000).into()),
+            public_url: None,
+            trusted_proxies: Vec::new(),
+            cors_origins: Vec::new(),
+        }
     }
 }
 

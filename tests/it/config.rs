@@ -73,6 +73,8 @@ fn every_kind_of_value_comes_from_the_environment() {
         &[
             ("BERTH_SERVER__LISTEN", "127.0.0.1:1, [::1]:2"),
             ("BERTH_SERVER__CORS_ORIGINS", "*,https://ui.example.com"),
+            ("BERTH_SERVER__PUBLIC_URL", "https://r.example.com/"),
+            ("BERTH_SERVER__TRUSTED_PROXIES", "10.0.0.0/8, ::1"),
             ("BERTH_STORAGE__URL", "file:/data"),
             ("BERTH_STORAGE__SYNC", "false"),
             ("BERTH_TAGS__HISTORY", "3"),
@@ -84,6 +86,8 @@ fn every_kind_of_value_comes_from_the_environment() {
     );
     assert_eq!(config.server.listen.len(), 2);
     assert_eq!(config.server.cors_origins.len(), 2);
+    assert_eq!(config.server.public_url.unwrap().as_str(), "https://r.example.com");
+    assert_eq!(config.server.trusted_proxies.len(), 2);
     assert_eq!(*config.storage.url, StorageUrl::File("/data".into()));
     assert!(!config.storage.sync);
     assert_eq!(config.tags.history.get(), 3);

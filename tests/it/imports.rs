@@ -27,7 +27,7 @@ const LEVELS: [&[&str]; 13] = [
 ];
 
 /// The foreign crates that have owners, and exactly who imports each.
-const OWNED: [(&str, &[&str]); 24] = [
+const OWNED: [(&str, &[&str]); 25] = [
     ("axum", &["api", "app", "server"]),
     ("base64", &["auth", "registry", "upload"]),
     ("chrono", &["cli", "storage"]),
@@ -39,6 +39,7 @@ const OWNED: [(&str, &[&str]); 24] = [
     ("http_body_util", &["api"]),
     ("hyper", &["server"]),
     ("hyper_util", &["server"]),
+    ("ipnet", &["api", "config"]),
     ("object_store", &["storage"]),
     ("prometheus_client", &["server", "telemetry"]),
     ("quick_cache", &["registry"]),

@@ -23,6 +23,7 @@ use berth::{
         cors::Origins,
         health::{Readiness, admin_router, health_routes},
         observe::{ErrorSeen, Observer, Peer, Seen},
+        origin::Proxies,
     },
     server::{Drain, End, Listener, Options, Role, serve},
     telemetry::{Format, Metrics, logs::subscriber},
@@ -64,7 +65,7 @@ impl Server {
     async fn start_limited(routes: Router, options: Options, in_flight: usize) -> Self {
         let (metrics, readiness, drain) = (Metrics::new("0.0.0"), Readiness::new(), Drain::new());
         readiness.started();
-        let observer = Observer::new(metrics.clone(), in_flight);
+        let observer = Observer::new(metrics.clone(), in_flight, Proxies::default());
         let routes = observer.around(routes.merge(health_routes(readiness.clone())));
         let local = "127.0.0.1:0".parse().unwrap();
         let public = Listener::bind(local, Role::Public, routes).await.unwrap();
