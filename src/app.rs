@@ -5,8 +5,18 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use axum::Router;
 
 use crate::{
-    api::{self, cors::Origins, health::Readiness, observe::Observer, origin::Proxies},
-    auth::{AccessRules, Authority},
+    api::{
+        self,
+        admin::{AdminApi, Trust},
+        cors::Origins,
+        health::Readiness,
+        observe::Observer,
+        origin::Proxies,
+    },
+    auth::{
+        AccessRules, Authority, Logins,
+        oidc::{Issuers, Pace, UnusableCa},
+    },
     config::{Ceiling, Config, IndexUrl, StorageUrl},
     epoch::{self, Leases, Timing},
     error::Error,
@@ -14,6 +24,7 @@ use crate::{
     inspect::Inspector,
     reconcile,
     registry::{Options, OtherIndex, Registry},
+    roster::{AccountLogins, Roster},
     server::{self, Drain, End, Listener},
     storage::{
         StorageError, Store,
@@ -43,6 +54,9 @@ pub enum StartError {
     /// The registry in that store can't be served.
     #[error("{}", .0.cause.as_ref().unwrap_or(&.0.message))]
     Registry(#[from] Error),
+    /// An issuer's certificates can't be used.
+    #[error(transparent)]
+    Issuer(#[from] UnusableCa),
     /// A browser's origin is none.
     #[error("server.cors_origins: {0}")]
     Origin(#[from] api::cors::NotAnOrigin),
@@ -61,6 +75,7 @@ pub enum StartError {
 pub struct App {
     /// What is served.
     pub registry: Arc<Registry>,
+    roster: Arc<Roster>,
     authority: Arc<Authority>,
     config: Config,
     metrics: Arc<Metrics>,
@@ -77,8 +92,11 @@ impl App {
         let store = Arc::new(MeteredStore::new(open_store(&config).await?, &metrics.store));
         let index = Arc::new(MeteredConnect::new(open_index(&config)?, &metrics.index));
         let registry = Registry::open(store, index, options(&config), other).await?;
-        let authority = Authority::new(AccessRules::configured(&config.auth), Vec::new());
-        Ok(Self { registry, authority, config, metrics, readiness: Readiness::new() })
+        let roster = Arc::new(Roster::new(Arc::clone(&registry)));
+        let authority = open_authority(&config, &roster)?;
+        // Nobody is refused for want of a rule that was made before this start.
+        roster.current().await?;
+        Ok(Self { registry, roster, authority, config, metrics, readiness: Readiness::new() })
     }
 
     /// Everything that clients reach: the API, and health.
@@ -99,12 +117,14 @@ impl App {
             listeners.push(listen(address, server::Role::Public, router.clone()).await?);
         }
         let admin = api::health::admin_router(Arc::clone(&self.metrics), self.readiness.clone());
+        let admin = admin.merge(api::admin::router(self.admin_api()));
         listeners.push(listen(*self.config.admin.listen, server::Role::Admin, admin).await?);
         self.announce(&listeners);
         let background = [
             tokio::spawn(worker::work(Arc::clone(&self.registry))),
             tokio::spawn(reconcile_all(Arc::clone(&self.registry))),
             tokio::spawn(watch(Arc::clone(&self.registry), self.readiness.clone())),
+            tokio::spawn(keep_up(Arc::clone(&self.roster))),
         ];
         self.readiness.started();
         let limits = &self.config.limits;
@@ -120,6 +140,13 @@ impl App {
             task.abort();
         }
         Ok(end)
+    }
+
+    fn admin_api(&self) -> Arc<AdminApi> {
+        let is_loopback = self.config.admin.listen.ip().to_canonical().is_loopback();
+        let trust = if is_loopback { Trust::Machine } else { Trust::Nobody };
+        let (roster, authority) = (Arc::clone(&self.roster), Arc::clone(&self.authority));
+        Arc::new(AdminApi { roster, authority, trust })
     }
 
     /// Whom the configuration believes on who a client is.
@@ -140,6 +167,24 @@ impl App {
             }
         }
     }
+}
+
+/// Who may do what, by the configuration and the roster. Kinds of password that cost little are asked first.
+fn open_authority(config: &Config, roster: &Arc<Roster>) -> Result<Arc<Authority>, StartError> {
+    let issuers = Issuers::open(&config.auth.oidc, Pace::default())?;
+    let logins: Vec<Arc<dyn Logins>> = vec![Arc::new(AccountLogins(Arc::clone(roster))), Arc::new(issuers)];
+    let authority = Authority::new(AccessRules::configured(&config.auth), logins);
+    roster.govern(&authority);
+    Ok(authority)
+}
+
+/// Opens the store and the index to manage accounts and rules, beside running replicas or without any. Makes
+/// both where there are none yet.
+pub async fn open_admin_api(config: &Config) -> Result<AdminApi, StartError> {
+    let (store, index) = (open_store(config).await?, open_index(config)?);
+    let registry = Registry::open(store, index, options(config), OtherIndex::Refuse).await?;
+    let authority = Authority::new(AccessRules::default(), Vec::new());
+    Ok(AdminApi { roster: Arc::new(Roster::new(registry)), authority, trust: Trust::Bucket })
 }
 
 /// Makes the configured index the bucket's own in a new epoch, empty, whatever it was before: to be filled
@@ -259,6 +304,11 @@ async fn reconcile_all(registry: Arc<Registry>) {
         }
         tokio::time::sleep(LOOK).await;
     }
+}
+
+/// Sees what other replicas change in the roster.
+async fn keep_up(roster: Arc<Roster>) {
+    roster.watch().await;
 }
 
 /// Turns readiness off while the index can't be believed.

@@ -44,6 +44,10 @@ pub enum Code {
     Unauthorized,
     /// Policy forbids it to everyone.
     Denied,
+    /// What the admin API is asked to do isn't said as it should be.
+    RequestInvalid,
+    /// There is something of that name already.
+    Conflict,
     /// The method is not one of this resource.
     Unsupported,
     /// Try again later: what is needed is away, or too much is going on.
@@ -73,6 +77,8 @@ impl Code {
             Self::TooManyTags => ("TAG_INVALID", 414),
             Self::Unauthorized => ("UNAUTHORIZED", 401),
             Self::Denied => ("DENIED", 403),
+            Self::RequestInvalid => ("REQUEST_INVALID", 400),
+            Self::Conflict => ("CONFLICT", 409),
             Self::Unsupported => ("UNSUPPORTED", 405),
             Self::Unavailable => ("UNAVAILABLE", 503),
             Self::Unknown => ("UNKNOWN", 500),

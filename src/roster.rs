@@ -6,16 +6,22 @@
 //! from the bucket but who finishes or rebuilds, so a write that isn't committed is seen by nobody. Nothing
 //! here decides who may change what: that is asked by whoever calls.
 
+mod logins;
+pub mod manage;
+
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, Weak},
     time::Duration,
 };
 
 use bytes::Bytes;
 use serde::{Serialize, de::DeserializeOwned};
 
+pub use logins::AccountLogins;
+
 use crate::{
+    auth::Authority,
     blob::fresh,
     epoch::Lease,
     error::{Code, Error, Result},
@@ -68,6 +74,8 @@ pub struct Entries {
 pub struct Roster {
     registry: Arc<Registry>,
     seen: RwLock<Arc<Entries>>,
+    /// Is told the rules whenever they change. It holds the roster, so it isn't held here.
+    authority: OnceLock<Weak<Authority>>,
     /// When this process last noted the use of each account.
     noted: Mutex<BTreeMap<EntryName, StoreTime>>,
 }
@@ -75,7 +83,12 @@ pub struct Roster {
 impl Roster {
     /// The roster of a registry, with nothing read yet.
     pub fn new(registry: Arc<Registry>) -> Self {
-        Self { registry, seen: RwLock::default(), noted: Mutex::default() }
+        Self { registry, seen: RwLock::default(), authority: OnceLock::new(), noted: Mutex::default() }
+    }
+
+    /// Names the authority that goes by this roster's rules. Only the first that is named counts.
+    pub fn govern(&self, authority: &Arc<Authority>) {
+        let _ = self.authority.set(Arc::downgrade(authority));
     }
 
     /// What the bucket's clock says: by it, accounts and keys expire.
@@ -101,7 +114,13 @@ impl Roster {
         let accounts = load(&lease, RosterList::Accounts).await?;
         let rules = load(&lease, RosterList::Rules).await?;
         let entries = Arc::new(Entries { accounts, rules, version });
-        *self.seen.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&entries);
+        let mut seen = self.seen.write().unwrap_or_else(PoisonError::into_inner);
+        *seen = Arc::clone(&entries);
+        // Under the lock, so that two that read at once leave what is remembered and what is decided by the same.
+        if let Some(authority) = self.authority.get().and_then(Weak::upgrade) {
+            authority.set_run_time_rules(entries.as_rules());
+        }
+        drop(seen);
         Ok(entries)
     }
 
@@ -110,18 +129,12 @@ impl Roster {
         Arc::clone(&self.seen.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Tells `changed` of the roster now and after each change, until it is dropped. Another replica's change is
-    /// seen as soon as the index tells of it, or else within five seconds.
-    pub async fn watch(&self, changed: impl Fn(&Arc<Entries>)) {
-        let mut told: Option<Arc<Entries>> = None;
+    /// Keeps this replica's view up to date until it is dropped. Another replica's change is seen as soon as the
+    /// index tells of it, or else within five seconds.
+    pub async fn watch(&self) {
         loop {
-            match self.current().await {
-                Ok(entries) if told.as_ref().is_some_and(|told| Arc::ptr_eq(told, &entries)) => {}
-                Ok(entries) => {
-                    changed(&entries);
-                    told = Some(entries);
-                }
-                Err(error) => tracing::debug!(%error, "looking for changed accounts and rules has to wait"),
+            if let Err(error) = self.current().await {
+                tracing::debug!(%error, "looking for changed accounts and rules has to wait");
             }
             if self.wait().await.is_err() {
                 tokio::time::sleep(LOOK).await;

@@ -2,9 +2,12 @@
 //!
 //! Each command is one variant here and one file beside this one. Nothing here does the work.
 
+mod account;
 mod config;
+mod desk;
 mod index;
 mod inspect;
+mod rule;
 mod serve;
 
 use std::{
@@ -33,6 +36,8 @@ Examples:
   BERTH_STORAGE__URL=s3://my-bucket berth serve
                                               a setting from the environment
   berth config check                          what counts, and where each setting came from
+  berth account create ci --role writer --repository 'team/*' > key.json
+                                              a service account, and its key
   berth index rebuild                         fill a new index from the bucket
   berth inspect tag team/app:v1               what index and bucket say of a tag
 
@@ -61,6 +66,12 @@ enum Command {
     /// Look at the configuration.
     #[command(subcommand)]
     Config(config::Command),
+    /// Manage service accounts: who isn't a person, and logs in with a key.
+    #[command(subcommand)]
+    Account(account::Command),
+    /// Manage access rules, beside those of the configuration.
+    #[command(subcommand)]
+    Rule(rule::Command),
     /// Look at the index, or fill a new one from the bucket.
     #[command(subcommand)]
     Index(index::Command),
@@ -93,6 +104,9 @@ enum Failure {
     /// The registry did not do it.
     #[error(transparent)]
     Registry(#[from] Error),
+    /// A server did not do it, or was not reached.
+    #[error("{0}")]
+    Refused(String),
     /// Things were found of which the index and the bucket say different things.
     #[error("index and bucket disagree: {0} found")]
     Disagree(usize),
@@ -114,6 +128,7 @@ impl Failure {
             Self::Start(_)
             | Self::Held(_)
             | Self::Registry(_)
+            | Self::Refused(_)
             | Self::Disagree(_)
             | Self::Dangling(_)
             | Self::Forced
@@ -163,6 +178,8 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
     match arguments.command {
         Command::Serve => serve::serve(load(args)?),
         Command::Config(command) => config::run(&command, args),
+        Command::Account(command) => account::run(&command, args),
+        Command::Rule(command) => rule::run(&command, args),
         Command::Index(command) => index::run(&command, load(args)?),
         Command::Inspect(arguments) => inspect::run(&arguments, args),
         Command::Completions { shell } => completions(shell),
