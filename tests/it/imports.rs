@@ -18,7 +18,7 @@ const LEVELS: [&[&str]; 13] = [
     &["index"],
     &["error"],
     &["auth"],
-    &["blob", "collect", "epoch", "inspect", "manifest", "reconcile", "registry", "tag", "upload", "worker"],
+    &["blob", "collect", "epoch", "inspect", "manifest", "reconcile", "registry", "roster", "tag", "upload", "worker"],
     &["api"],
     &["server"],
     &["app"],

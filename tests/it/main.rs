@@ -25,6 +25,7 @@ mod rules_bench;
 mod rules_cost;
 mod rules_faults;
 mod rules_rebuild;
+mod rules_roster;
 mod rules_tag;
 mod rules_upload;
 mod s3_server;
