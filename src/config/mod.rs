@@ -28,7 +28,8 @@ pub use pattern::{RepositoryPattern, TagPattern};
 pub use reference::reference;
 pub use text::{MASK, Secret, Text, Word, Written};
 pub use tree::{
-    Admin, Anonymous, Auth, Config, Index, Limits, Log, LogFormat, Role, Rule, S3, Server, Storage, Tags, Who,
+    Admin, Anonymous, Auth, Config, Index, Limits, Log, LogFormat, Role, Rule, S3, Server, Storage, Tags, Tls,
+    TlsVersion, Who,
 };
 pub use units::{Ceiling, LogFilter, Size};
 

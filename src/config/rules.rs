@@ -7,7 +7,7 @@ use super::{
     address::{IndexUrl, Listen, StorageUrl},
     error::ConfigError,
     text::Written,
-    tree::{Anonymous, Config},
+    tree::{Anonymous, Config, TlsVersion},
     units::Size,
 };
 
@@ -28,6 +28,7 @@ pub(super) fn settle(config: &mut Config, sources: &Sources) {
 pub(super) fn check(config: &Config, sources: &Sources) -> Result<(), ConfigError> {
     check_rules_are_whole(config, sources)?;
     check_somebody_may_enter(config, sources)?;
+    check_tls(config, sources)?;
     check_index(config, sources)?;
     check_s3(config, sources)?;
     check_upload_memory(config, sources)
@@ -57,6 +58,19 @@ fn check_somebody_may_enter(config: &Config, sources: &Sources) -> Result<(), Co
     let found = format!("found {address}, which other machines can reach, while nothing in [auth] lets anybody in");
     let allowed = "set auth.anonymous (reader, creator, writer, admin) or a rule in auth.rules, or listen on 127.0.0.1";
     refuse(sources, "server.listen", found, allowed)
+}
+
+fn check_tls(config: &Config, sources: &Sources) -> Result<(), ConfigError> {
+    let tls = &config.tls;
+    let (given, missing) = match (&tls.certificate, &tls.key) {
+        (Some(_), Some(_)) => return Ok(()),
+        (Some(_), None) => ("tls.certificate", "tls.key"),
+        (None, Some(_)) => ("tls.key", "tls.certificate"),
+        (None, None) if config.admin.tls => ("admin.tls", "tls.certificate"),
+        (None, None) if tls.min_version == TlsVersion::Tls13 => ("tls.min_version", "tls.certificate"),
+        (None, None) => return Ok(()),
+    };
+    refuse(sources, given, format!("found without {missing}"), "want both or neither")
 }
 
 fn check_index(config: &Config, sources: &Sources) -> Result<(), ConfigError> {

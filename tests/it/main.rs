@@ -32,4 +32,5 @@ mod server;
 mod storage;
 mod storage_local;
 mod strace;
+mod tls;
 mod wrappers;
