@@ -17,7 +17,7 @@ use crate::{
         AccessRules, Authority, Logins,
         oidc::{Issuers, Pace, UnusableCa},
     },
-    config::{Ceiling, Config, IndexUrl, StorageUrl},
+    config::{Ceiling, Config, IndexUrl, StorageUrl, TlsVersion},
     epoch::{self, Leases, Timing},
     error::Error,
     index::{Connect, IndexError, embedded::Embedded, metered::MeteredConnect, redis::Redis},
@@ -25,7 +25,7 @@ use crate::{
     reconcile,
     registry::{Options, OtherIndex, Registry},
     roster::{AccountLogins, Roster},
-    server::{self, Drain, End, Listener},
+    server::{self, Drain, End, Listener, Tls},
     storage::{
         StorageError, Store,
         local::{Local, OpenError},
@@ -57,6 +57,9 @@ pub enum StartError {
     /// An issuer's certificates can't be used.
     #[error(transparent)]
     Issuer(#[from] UnusableCa),
+    /// The certificate can't be used.
+    #[error(transparent)]
+    Tls(#[from] server::TlsError),
     /// A browser's origin is none.
     #[error("server.cors_origins: {0}")]
     Origin(#[from] api::cors::NotAnOrigin),
@@ -78,6 +81,7 @@ pub struct App {
     roster: Arc<Roster>,
     authority: Arc<Authority>,
     config: Config,
+    tls: Option<Tls>,
     metrics: Arc<Metrics>,
     readiness: Readiness,
 }
@@ -88,6 +92,7 @@ const LOOK: Duration = Duration::from_secs(5);
 impl App {
     /// Opens the store and the index that the configuration names, and the registry in them.
     pub async fn open(config: Config, other: OtherIndex) -> Result<Self, StartError> {
+        let tls = open_tls(&config)?;
         let metrics = Metrics::new(env!("CARGO_PKG_VERSION"));
         let store = Arc::new(MeteredStore::new(open_store(&config).await?, &metrics.store));
         let index = Arc::new(MeteredConnect::new(open_index(&config)?, &metrics.index));
@@ -96,7 +101,7 @@ impl App {
         let authority = open_authority(&config, &roster)?;
         // Nobody is refused for want of a rule that was made before this start.
         roster.current().await?;
-        Ok(Self { registry, roster, authority, config, metrics, readiness: Readiness::new() })
+        Ok(Self { registry, roster, authority, config, tls, metrics, readiness: Readiness::new() })
     }
 
     /// Everything that clients reach: the API, and health.
@@ -114,18 +119,20 @@ impl App {
         let router = self.router()?;
         let mut listeners = Vec::new();
         for &address in self.config.server.listen.iter() {
-            listeners.push(listen(address, server::Role::Public, router.clone()).await?);
+            listeners.push(listen(address, server::Role::Public, router.clone(), self.tls.clone()).await?);
         }
         let admin = api::health::admin_router(Arc::clone(&self.metrics), self.readiness.clone());
         let admin = admin.merge(api::admin::router(self.admin_api()));
-        listeners.push(listen(*self.config.admin.listen, server::Role::Admin, admin).await?);
+        let admin_tls = self.tls.clone().filter(|_| self.config.admin.tls);
+        listeners.push(listen(*self.config.admin.listen, server::Role::Admin, admin, admin_tls).await?);
         self.announce(&listeners);
-        let background = [
+        let mut background = vec![
             tokio::spawn(worker::work(Arc::clone(&self.registry))),
             tokio::spawn(reconcile_all(Arc::clone(&self.registry))),
             tokio::spawn(watch(Arc::clone(&self.registry), self.readiness.clone())),
             tokio::spawn(keep_up(Arc::clone(&self.roster))),
         ];
+        background.extend(self.tls.clone().map(|tls| tokio::spawn(tls.follow_files())));
         self.readiness.started();
         let limits = &self.config.limits;
         let options = server::Options {
@@ -163,7 +170,7 @@ impl App {
         };
         for listener in listeners {
             if let Ok(address) = listener.address() {
-                tracing::info!(%address, role = listener.role(), data, "listening");
+                tracing::info!(%address, role = listener.role(), scheme = listener.scheme(), data, "listening");
             }
         }
     }
@@ -222,8 +229,31 @@ fn require_bucket(config: &Config) -> Result<(), StartError> {
     }
 }
 
-async fn listen(address: std::net::SocketAddr, role: server::Role, router: Router) -> Result<Listener, StartError> {
-    Listener::bind(address, role, router).await.map_err(|source| StartError::Listen { address, source })
+async fn listen(
+    address: std::net::SocketAddr,
+    role: server::Role,
+    router: Router,
+    tls: Option<Tls>,
+) -> Result<Listener, StartError> {
+    let listener = Listener::bind(address, role, router).await;
+    let listener = listener.map_err(|source| StartError::Listen { address, source })?;
+    Ok(match tls {
+        Some(tls) => listener.with_tls(tls),
+        None => listener,
+    })
+}
+
+/// TLS, where the configuration names a certificate.
+fn open_tls(config: &Config) -> Result<Option<Tls>, StartError> {
+    let Some((certificate, key)) = config.tls.certificate.as_ref().zip(config.tls.key.as_ref()) else {
+        return Ok(None);
+    };
+    let oldest = match config.tls.min_version {
+        TlsVersion::Tls12 => server::Oldest::Tls12,
+        TlsVersion::Tls13 => server::Oldest::Tls13,
+    };
+    let files = server::Files { certificate: absolute(certificate), key: absolute(key) };
+    Ok(Some(Tls::open(files, oldest)?))
 }
 
 async fn open_store(config: &Config) -> Result<Arc<dyn Store>, StartError> {

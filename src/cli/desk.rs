@@ -91,7 +91,8 @@ fn beside(config: &Config, why: String) -> Result<Desk, Failure> {
         return Err(Failure::Held(format!("{why}; --server with its admin listener asks that process")));
     }
     let _ = writeln!(io::stderr(), "{why}: asking it at {address}");
-    Ok(Desk::There(Server::new(&format!("http://{address}"), None)?))
+    let scheme = if config.admin.tls { "https" } else { "http" };
+    Ok(Desk::There(Server::new(&format!("{scheme}://{address}"), None)?))
 }
 
 fn read(path: &Path) -> Result<String, Failure> {

@@ -29,7 +29,8 @@ pub use pattern::{ClaimPattern, RepositoryPattern, TagPattern};
 pub use reference::reference;
 pub use text::{FilePath, Keys, MASK, Secret, Text, Word, Written};
 pub use tree::{
-    Admin, Anonymous, Auth, Config, Index, Limits, Log, LogFormat, Oidc, Role, Rule, S3, Server, Storage, Tags, Token,
+    Admin, Anonymous, Auth, Config, Index, Limits, Log, LogFormat, Oidc, Role, Rule, S3, Server, Storage, Tags, Tls,
+    TlsVersion, Token,
 };
 pub use units::{Ceiling, LogFilter, Size};
 pub use who::{Member, Who};

@@ -7,7 +7,7 @@ use super::{
     address::{IndexUrl, Listen, StorageUrl},
     error::ConfigError,
     text::Written,
-    tree::{Anonymous, Config},
+    tree::{Anonymous, Config, TlsVersion},
     units::Size,
     who::Who,
 };
@@ -36,6 +36,7 @@ pub(super) fn check(config: &Config, sources: &Sources) -> Result<(), ConfigErro
     check_somebody_may_enter(config, sources)?;
     check_issuers(config, sources)?;
     check_token_lives(config, sources)?;
+    check_tls(config, sources)?;
     check_index(config, sources)?;
     check_s3(config, sources)?;
     check_upload_memory(config, sources)
@@ -99,6 +100,19 @@ fn check_somebody_may_enter(config: &Config, sources: &Sources) -> Result<(), Co
     let found = format!("found {address}, which other machines can reach, while nothing in [auth] says who may enter");
     let allowed = "set auth.anonymous (none, reader, creator, writer, admin), auth.htpasswd or a rule in auth.rules, or listen on 127.0.0.1";
     refuse(sources, "server.listen", found, allowed)
+}
+
+fn check_tls(config: &Config, sources: &Sources) -> Result<(), ConfigError> {
+    let tls = &config.tls;
+    let (given, missing) = match (&tls.certificate, &tls.key) {
+        (Some(_), Some(_)) => return Ok(()),
+        (Some(_), None) => ("tls.certificate", "tls.key"),
+        (None, Some(_)) => ("tls.key", "tls.certificate"),
+        (None, None) if config.admin.tls => ("admin.tls", "tls.certificate"),
+        (None, None) if tls.min_version == TlsVersion::Tls13 => ("tls.min_version", "tls.certificate"),
+        (None, None) => return Ok(()),
+    };
+    refuse(sources, given, format!("found without {missing}"), "want both or neither")
 }
 
 fn check_index(config: &Config, sources: &Sources) -> Result<(), ConfigError> {

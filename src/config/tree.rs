@@ -27,6 +27,8 @@ pub struct Config {
     pub storage: Storage,
     /// The index, which makes answers fast. All that is in it can be rebuilt from the bucket.
     pub index: Index,
+    /// TLS, where Berth speaks it itself and no proxy in front does.
+    pub tls: Tls,
     /// Who may do what.
     pub auth: Auth,
     /// What may happen to tags.
@@ -63,6 +65,8 @@ pub struct Server {
 pub struct Admin {
     /// The address to listen on. It asks for no password: let only those reach it who run Berth.
     pub listen: Text<SocketAddr>,
+    /// Whether it speaks TLS, with the certificate of `[tls]`.
+    pub tls: bool,
 }
 
 /// `[storage]`
@@ -119,6 +123,35 @@ pub struct Index {
     /// How far the store's clock may be off, and how long a small object that it received may take to become
     /// visible.
     pub margin: Text<Duration>,
+}
+
+/// `[tls]`
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Tls {
+    /// The file with the server's certificate, in PEM, followed by those between it and a root. Where it is
+    /// set, every address of `server.listen` speaks TLS and nothing else. When this file or that of the key
+    /// changes, new connections get the new certificate.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<Text<PathBuf>>,
+    /// The file with the certificate's private key, in PEM. It goes with `tls.certificate`: both or neither.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key: Option<Text<PathBuf>>,
+    /// The oldest version of TLS that clients may speak.
+    pub min_version: TlsVersion,
+}
+
+/// A version of TLS.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[schemars(inline)]
+pub enum TlsVersion {
+    /// TLS 1.2.
+    #[default]
+    #[serde(rename = "1.2")]
+    Tls12,
+    /// TLS 1.3.
+    #[serde(rename = "1.3")]
+    Tls13,
 }
 
 /// `[auth]`
@@ -348,7 +381,7 @@ impl Default for Server {
 
 impl Default for Admin {
     fn default() -> Self {
-        Self { listen: Text(([127, 0, 0, 1], 5001).into()) }
+        Self { listen: Text(([127, 0, 0, 1], 5001).into()), tls: false }
     }
 }
 

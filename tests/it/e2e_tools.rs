@@ -13,20 +13,20 @@ use crate::{
 };
 
 /// A tool, with nothing of the user's own settings.
-struct Tool {
+pub(crate) struct Tool {
     name: &'static str,
     home: TempDir,
 }
 
 impl Tool {
-    fn new(name: &'static str) -> Self {
+    pub(crate) fn new(name: &'static str) -> Self {
         let home = TempDir::new().unwrap();
         // Buildah wants the file of credentials that `DOCKER_CONFIG` names to exist.
         fs::write(home.path().join("config.json"), "{}").unwrap();
         Self { name, home }
     }
 
-    fn command(&self, arguments: &[&str]) -> Command {
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(self.name);
         command.args(arguments).current_dir(self.path()).env("HOME", self.path());
         command.env("XDG_RUNTIME_DIR", self.path()).env("DOCKER_CONFIG", self.path());
@@ -34,20 +34,20 @@ impl Tool {
         command
     }
 
-    fn run(&self, arguments: &[&str]) -> String {
+    pub(crate) fn run(&self, arguments: &[&str]) -> String {
         run(&mut self.command(arguments))
     }
 
-    fn fails(&self, arguments: &[&str]) -> String {
+    pub(crate) fn fails(&self, arguments: &[&str]) -> String {
         fails(&mut self.command(arguments))
     }
 
-    fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         self.home.path()
     }
 
     /// A tar of one file, at `name` in the tool's own directory.
-    fn tar(&self, name: &str, seed: u64, size: usize) {
+    pub(crate) fn tar(&self, name: &str, seed: u64, size: usize) {
         fs::write(self.path().join("file"), noise(seed, size)).unwrap();
         run(Command::new("tar").current_dir(self.path()).args(["-cf", name, "file"]));
     }

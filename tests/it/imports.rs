@@ -27,7 +27,7 @@ const LEVELS: [&[&str]; 13] = [
 ];
 
 /// The foreign crates that have owners, and exactly who imports each.
-const OWNED: [(&str, &[&str]); 25] = [
+const OWNED: [(&str, &[&str]); 27] = [
     ("axum", &["api", "app", "server"]),
     ("base64", &["auth", "registry", "upload"]),
     ("chrono", &["cli", "storage"]),
@@ -46,10 +46,12 @@ const OWNED: [(&str, &[&str]); 25] = [
     ("redb", &["index"]),
     ("redis", &["index"]),
     ("rustix", &["epoch", "storage", "telemetry"]),
+    ("rustls", &["server"]),
     ("schemars", &["config"]),
     ("serde_path_to_error", &["config"]),
     ("sha2", &["oci", "upload"]),
     ("strsim", &["config"]),
+    ("tokio_rustls", &["server"]),
     ("tokio_util", &["server"]),
     ("toml", &["config"]),
     ("tracing_subscriber", &["config", "telemetry"]),

@@ -34,4 +34,5 @@ mod server;
 mod storage;
 mod storage_local;
 mod strace;
+mod tls;
 mod wrappers;
