@@ -1,5 +1,6 @@
 //! The one integration binary: Berth in process and as a real binary, against real stores and indexes.
 
+mod accounts;
 mod api;
 mod architecture;
 mod berth;
@@ -20,6 +21,7 @@ mod history;
 mod imports;
 mod index;
 mod model;
+mod oidc;
 mod redis_server;
 mod rules_bench;
 mod rules_cost;
