@@ -191,7 +191,7 @@ fn clients_log_in_with_a_key_in_each_form() {
     feed(&mut crane.command(&["auth", "login", &berth.host(), "-u", "_json_key", "--password-stdin"]), &key);
     let elsewhere = format!("{}/other/app:1", berth.host());
     let refused = crane.fails(&["append", "--oci-empty-base", "-f", "layer.tar", "-t", &elsewhere]);
-    assert!(refused.contains("UNAUTHORIZED"), "{refused}");
+    assert!(refused.contains("401 Unauthorized"), "{refused}");
     let used = closed.accounts();
     assert!(used[0]["last_used"].is_string(), "{used}");
 }

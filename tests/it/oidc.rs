@@ -171,14 +171,23 @@ impl Key {
             Algorithm::EdDSA => KeyPair::generate_for(&PKCS_ED25519),
             _ => KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256),
         };
-        let pem = pair.unwrap().serialize_pem();
+        let pair = pair.unwrap();
+        let pem = pair.serialize_pem();
         let private = match algorithm {
             Algorithm::RS256 | Algorithm::PS256 => EncodingKey::from_rsa_pem(pem.as_bytes()),
             Algorithm::EdDSA => EncodingKey::from_ed_pem(pem.as_bytes()),
             _ => EncodingKey::from_ec_pem(pem.as_bytes()),
         };
         let private = private.unwrap();
-        let mut public = json!(Jwk::from_encoding_key(&private, algorithm).unwrap());
+        let mut public = match algorithm {
+            // What the library makes of such a key's PEM lacks the public half.
+            Algorithm::EdDSA => {
+                let x =
+                    base64::Engine::encode(&base64::engine::general_purpose::URL_SAFE_NO_PAD, pair.public_key_raw());
+                json!({ "kty": "OKP", "crv": "Ed25519", "x": x })
+            }
+            _ => json!(Jwk::from_encoding_key(&private, algorithm).unwrap()),
+        };
         public["kid"] = json!(id);
         public["use"] = json!("sig");
         Self { algorithm, id: id.to_owned(), private, public }
@@ -376,7 +385,7 @@ async fn an_issuer_that_answers_badly_lets_nobody_in_and_shuts_out_nobody_it_let
     let settings =
         issuer.settings().replace(&issuer.ca.display().to_string(), &other.path("ca.crt").display().to_string());
     let error = trusted(&settings, EAGER).check("x", &token).await.unwrap_err();
-    assert!(error.to_string().contains("UnknownIssuer"), "{error}");
+    assert!(error.to_string().contains("invalid peer certificate"), "{error}");
 }
 
 /// A key of a kind that nobody knows yet hides none of the others.
