@@ -1,12 +1,15 @@
 //! The wiring: from the configuration to a running registry. The only place that knows all parts.
 
+mod access;
+
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use axum::Router;
 
+use self::access::Access;
+pub use self::access::{AccessError, Reload, key_file_in};
 use crate::{
     api::{self, cors::Origins, health::Readiness, observe::Observer, origin::Proxies},
-    auth::{AccessRules, Authority},
     config::{Ceiling, Config, IndexUrl, StorageUrl},
     epoch::{self, Leases, Timing},
     error::Error,
@@ -46,6 +49,9 @@ pub enum StartError {
     /// A browser's origin is none.
     #[error("server.cors_origins: {0}")]
     Origin(#[from] api::cors::NotAnOrigin),
+    /// There is no saying who may do what.
+    #[error(transparent)]
+    Access(AccessError),
     /// An address can't be listened on.
     #[error("can't listen on {address}: {source}")]
     Listen {
@@ -61,7 +67,8 @@ pub enum StartError {
 pub struct App {
     /// What is served.
     pub registry: Arc<Registry>,
-    authority: Arc<Authority>,
+    access: Access,
+    reload: Option<Reload>,
     config: Config,
     metrics: Arc<Metrics>,
     readiness: Readiness,
@@ -77,14 +84,19 @@ impl App {
         let store = Arc::new(MeteredStore::new(open_store(&config).await?, &metrics.store));
         let index = Arc::new(MeteredConnect::new(open_index(&config)?, &metrics.index));
         let registry = Registry::open(store, index, options(&config), other).await?;
-        let authority = Authority::new(AccessRules::configured(&config.auth), Vec::new());
-        Ok(Self { registry, authority, config, metrics, readiness: Readiness::new() })
+        let access = Access::open(&config, Vec::new())?;
+        Ok(Self { registry, access, reload: None, config, metrics, readiness: Readiness::new() })
+    }
+
+    /// The same, going by what `reload` finds as it changes, as far as it is about access.
+    pub fn reloading(self, reload: Reload) -> Self {
+        Self { reload: Some(reload), ..self }
     }
 
     /// Everything that clients reach: the API, and health.
     pub fn router(&self) -> Result<Router, StartError> {
         let origins: Vec<String> = self.config.server.cors_origins.iter().map(ToString::to_string).collect();
-        let api = api::router(Arc::clone(&self.registry), Arc::clone(&self.authority));
+        let api = api::router(Arc::clone(&self.registry), Arc::clone(&self.access.authority));
         let api = Origins::parse(&origins)?.around(api);
         let limit = self.config.limits.requests.get() as usize;
         let observer = Observer::new(Arc::clone(&self.metrics), limit, self.proxies());
@@ -101,11 +113,14 @@ impl App {
         let admin = api::health::admin_router(Arc::clone(&self.metrics), self.readiness.clone());
         listeners.push(listen(*self.config.admin.listen, server::Role::Admin, admin).await?);
         self.announce(&listeners);
-        let background = [
+        let mut background = vec![
             tokio::spawn(worker::work(Arc::clone(&self.registry))),
             tokio::spawn(reconcile_all(Arc::clone(&self.registry))),
             tokio::spawn(watch(Arc::clone(&self.registry), self.readiness.clone())),
         ];
+        if let Some(reload) = self.reload.clone() {
+            background.push(tokio::spawn(self.access.clone().keep_up(reload)));
+        }
         self.readiness.started();
         let limits = &self.config.limits;
         let options = server::Options {

@@ -161,7 +161,7 @@ pub fn main() -> ExitCode {
 fn run(arguments: Arguments) -> Result<(), Failure> {
     let args = LoadArgs { config: arguments.config };
     match arguments.command {
-        Command::Serve => serve::serve(load(args)?),
+        Command::Serve => serve::serve(load(args.clone())?, args),
         Command::Config(command) => config::run(&command, args),
         Command::Index(command) => index::run(&command, load(args)?),
         Command::Inspect(arguments) => inspect::run(&arguments, args),

@@ -125,8 +125,8 @@ pub struct Index {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Auth {
-    /// What someone who has not logged in may do with every repository. Berth does not start on an address
-    /// that other machines reach while nothing here lets anybody in.
+    /// What anybody may do with every repository without logging in. Berth does not start on an address that
+    /// other machines reach while nothing in `[auth]` says who may enter.
     #[schemars(extend("x-default" = "`\"admin\"` where every address of `server.listen` is a loopback address and nothing else in `[auth]` is set, else `\"none\"`"))]
     pub anonymous: Anonymous,
     /// The file of users and their passwords, as `htpasswd -B` writes it: hashes by bcrypt or argon2, and no
@@ -147,11 +147,11 @@ pub struct Auth {
 pub struct Token {
     /// The name in each token of who issued it. Where others shall trust the tokens, it is Berth's own URL.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(extend("x-default" = "`\"berth\"`"))]
+    #[schemars(extend("x-default" = "`server.public_url` where it is set, else `\"berth\"`"))]
     pub issuer: Option<Text<Word>>,
     /// The name in each token of whom it is for; clients are told it, and say it when they ask for one.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(extend("x-default" = "`\"berth\"`"))]
+    #[schemars(extend("x-default" = "the host of `server.public_url` where it is set, else `\"berth\"`"))]
     pub service: Option<Text<Word>>,
     /// How long a token is good for, from one minute, below which clients ask for one again and again, to a
     /// day. A right that is taken away, or an account that is disabled, lives on for as long.
