@@ -18,7 +18,7 @@ pub use authority::{Authority, Caller, Issued, Offline};
 pub use credential::{Login, Logins, Presented};
 pub use identity::{Identity, Subject};
 pub use rules::{AccessRules, NamedRule};
-pub use token::TokenOptions;
+pub use token::{TokenOptions, now};
 
 use crate::config::Role;
 

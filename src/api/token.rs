@@ -11,7 +11,6 @@ use axum::{
     extract::{Request, State},
     response::Response,
 };
-use chrono::{DateTime, SecondsFormat, Utc};
 use http::{
     HeaderMap, HeaderValue, Method,
     header::{AUTHORIZATION, CACHE_CONTROL, WWW_AUTHENTICATE},
@@ -115,21 +114,20 @@ struct Granted<'a> {
     scope: String,
     token_type: &'static str,
     expires_in: u64,
-    issued_at: String,
+    issued_at: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     refresh_token: Option<&'a str>,
 }
 
 impl<'a> Granted<'a> {
     fn of(issued: &'a Issued) -> Self {
-        let at = i64::try_from(issued.issued_at).ok().and_then(|at| DateTime::<Utc>::from_timestamp(at, 0));
         Self {
             token: &issued.token,
             access_token: &issued.token,
             scope: issued.scope.to_string(),
             token_type: "Bearer",
             expires_in: issued.expires_in.as_secs(),
-            issued_at: at.unwrap_or_default().to_rfc3339_opts(SecondsFormat::Secs, true),
+            issued_at: &issued.issued_at,
             refresh_token: issued.refresh_token.as_deref(),
         }
     }

@@ -11,7 +11,7 @@ use std::{
 
 use super::{
     AccessRules, Action, Grant, Identity, Login, Logins, NamedRule, Presented, Subject,
-    keys::{KeyRing, Kind},
+    keys::{KeyRing, Kind, shown},
     scope::Scope,
     throttle::Throttle,
     token::{Order, TokenOptions, Tokens, Verified, now},
@@ -64,8 +64,8 @@ pub struct Issued {
     pub scope: Scope,
     /// How long it is good for.
     pub expires_in: Duration,
-    /// When it was issued, in seconds since 1970.
-    pub issued_at: u64,
+    /// When it was issued (RFC 3339, UTC).
+    pub issued_at: String,
     /// The refresh token, where one was asked for and the login is one that can go on.
     pub refresh_token: Option<String>,
 }
@@ -282,7 +282,7 @@ impl Authority {
             Some(text) => Some(self.tokens.issue_refresh(&caller.identity, text, until, now).map_err(Error::internal)?),
         };
         let expires_in = Duration::from_secs(expires.saturating_sub(now));
-        Ok(Issued { token, scope, expires_in, issued_at: now, refresh_token })
+        Ok(Issued { token, scope, expires_in, issued_at: shown(now), refresh_token })
     }
 
     /// Whether a caller may do `action` in `repository`, and how far; `None` if not at all.

@@ -17,7 +17,7 @@ use argon2::{
     password_hash::{PasswordVerifier, phc::PasswordHash},
 };
 use async_trait::async_trait;
-use aws_lc_rs::{hmac, rand::SystemRandom};
+use aws_lc_rs::{hmac as keyed, rand::SystemRandom};
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use quick_cache::sync::Cache;
 use tokio::sync::Semaphore;
@@ -164,7 +164,7 @@ pub struct Htpasswd {
     /// The keyed hashes of pairs that were right; the hash of the password is in each, so that a changed line
     /// makes its pairs unknown.
     remembered: Cache<[u8; 32], ()>,
-    key: hmac::Key,
+    key: keyed::Key,
     threads: Semaphore,
     queue: Semaphore,
 }
@@ -181,7 +181,7 @@ impl Htpasswd {
     /// # Errors
     /// Where the machine has no randomness.
     pub fn new(users: Users) -> Result<Self> {
-        let key = hmac::Key::generate(hmac::HMAC_SHA256, &SystemRandom::new()).map_err(Error::internal)?;
+        let key = keyed::Key::generate(keyed::HMAC_SHA256, &SystemRandom::new()).map_err(Error::internal)?;
         let threads = thread::available_parallelism().map_or(1, Into::into);
         Ok(Self {
             users: RwLock::new(Arc::new(users)),
@@ -204,7 +204,7 @@ impl Htpasswd {
 
     /// What a pair is remembered by. Lengths stand before what has any, so that no two pairs are one.
     fn name_of(&self, name: &str, hash: &Hash, secret: &str) -> [u8; 32] {
-        let mut mac = hmac::Context::with_key(&self.key);
+        let mut mac = keyed::Context::with_key(&self.key);
         for part in [name, hash.as_str(), secret] {
             mac.update(&(part.len() as u64).to_be_bytes());
             mac.update(part.as_bytes());

@@ -21,8 +21,8 @@ use super::{Action, Grant, Identity, Subject, keys::KeyRing};
 use crate::oci::RepositoryName;
 
 /// How far the clocks of two machines may be apart, in seconds: what the token specification's reference
-/// verifier allows.
-pub(super) const LEEWAY: u64 = 60;
+/// verifier allows. A token says that it began so long ago; one that has ended has ended.
+const LEEWAY: u64 = 60;
 
 /// How many verified tokens are remembered; some 500 bytes each. With more clients than that at once, some
 /// tokens are verified again.
@@ -38,7 +38,7 @@ const ACCESS: &str = "JWT";
 const REFRESH: &str = "refresh";
 
 /// Seconds since 1970.
-pub(super) fn now() -> u64 {
+pub fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
@@ -139,7 +139,7 @@ impl Access {
 pub(super) struct Verified {
     pub(super) identity: Arc<Identity>,
     pub(super) access: Access,
-    /// When it ends, in seconds since 1970, without leeway.
+    /// When it ends, in seconds since 1970.
     pub(super) expires: u64,
     /// Whether it stands for its holder where a password is wanted.
     pub(super) login: bool,
@@ -150,7 +150,7 @@ pub(super) struct Verified {
 impl Verified {
     /// Whether it is still good.
     pub(super) fn is_good(&self, now: u64) -> bool {
-        now <= self.expires.saturating_add(LEEWAY)
+        now < self.expires
     }
 }
 
@@ -274,7 +274,7 @@ impl Tokens {
             },
             aud: self.options.service.clone(),
             exp: expires,
-            nbf: now,
+            nbf: now.saturating_sub(LEEWAY),
             iat: now,
             jti: Ulid::r#gen().to_string(),
             access: Vec::new(),
@@ -333,7 +333,7 @@ impl Tokens {
         let id = header.kid.as_deref().ok_or("it names no key")?;
         let key = keys.find(id).ok_or("it names a key that isn't ours")?;
         let mut validation = Validation::new(key.algorithm());
-        validation.leeway = LEEWAY;
+        validation.leeway = 0;
         validation.validate_nbf = true;
         validation.set_issuer(&[&self.options.issuer]);
         validation.set_audience(&[audience]);

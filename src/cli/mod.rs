@@ -2,9 +2,11 @@
 //!
 //! Each command is one variant here and one file beside this one. Nothing here does the work.
 
+mod access;
 mod config;
 mod index;
 mod inspect;
+mod keys;
 mod serve;
 
 use std::{
@@ -61,6 +63,12 @@ enum Command {
     /// Look at the configuration.
     #[command(subcommand)]
     Config(config::Command),
+    /// See what somebody may do, and which rule says so.
+    #[command(subcommand)]
+    Access(access::Command),
+    /// See, make and change the keys that sign tokens.
+    #[command(subcommand)]
+    Keys(keys::Command),
     /// Look at the index, or fill a new one from the bucket.
     #[command(subcommand)]
     Index(index::Command),
@@ -90,6 +98,9 @@ enum Failure {
         "{0}; stop the server that uses it first (with a bucket on S3 and an index in Redis this works beside one)"
     )]
     Held(String),
+    /// The keys that sign tokens can't be read, made or written.
+    #[error("the keys for tokens: {0}")]
+    Keys(String),
     /// The registry did not do it.
     #[error(transparent)]
     Registry(#[from] Error),
@@ -113,6 +124,7 @@ impl Failure {
             Self::Config(_) | Self::Argument(_) => ExitCode::from(2),
             Self::Start(_)
             | Self::Held(_)
+            | Self::Keys(_)
             | Self::Registry(_)
             | Self::Disagree(_)
             | Self::Dangling(_)
@@ -163,6 +175,8 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
     match arguments.command {
         Command::Serve => serve::serve(load(args.clone())?, args),
         Command::Config(command) => config::run(&command, args),
+        Command::Access(command) => access::run(&command, &load(args)?.config),
+        Command::Keys(command) => keys::run(&command, || load(args)),
         Command::Index(command) => index::run(&command, load(args)?),
         Command::Inspect(arguments) => inspect::run(&arguments, args),
         Command::Completions { shell } => completions(shell),
