@@ -1,9 +1,13 @@
 //! The wiring: from the configuration to a running registry. The only place that knows all parts.
 
+mod access;
+
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use axum::Router;
 
+use self::access::Access;
+pub use self::access::{AccessError, Reload, key_file_in};
 use crate::{
     api::{
         self,
@@ -63,6 +67,9 @@ pub enum StartError {
     /// A browser's origin is none.
     #[error("server.cors_origins: {0}")]
     Origin(#[from] api::cors::NotAnOrigin),
+    /// There is no saying who may do what.
+    #[error(transparent)]
+    Access(AccessError),
     /// An address can't be listened on.
     #[error("can't listen on {address}: {source}")]
     Listen {
@@ -79,7 +86,8 @@ pub struct App {
     /// What is served.
     pub registry: Arc<Registry>,
     roster: Arc<Roster>,
-    authority: Arc<Authority>,
+    access: Access,
+    reload: Option<Reload>,
     config: Config,
     tls: Option<Tls>,
     metrics: Arc<Metrics>,
@@ -98,16 +106,25 @@ impl App {
         let index = Arc::new(MeteredConnect::new(open_index(&config)?, &metrics.index));
         let registry = Registry::open(store, index, options(&config), other).await?;
         let roster = Arc::new(Roster::new(Arc::clone(&registry)));
-        let authority = open_authority(&config, &roster)?;
+        let issuers = Issuers::open(&config.auth.oidc, Pace::default())?;
+        // Kinds of password that cost little are asked first.
+        let logins: Vec<Arc<dyn Logins>> = vec![Arc::new(AccountLogins(Arc::clone(&roster))), Arc::new(issuers)];
+        let access = Access::open(&config, logins)?;
+        roster.govern(&access.authority);
         // Nobody is refused for want of a rule that was made before this start.
         roster.current().await?;
-        Ok(Self { registry, roster, authority, config, tls, metrics, readiness: Readiness::new() })
+        Ok(Self { registry, roster, access, reload: None, config, tls, metrics, readiness: Readiness::new() })
+    }
+
+    /// The same, going by what `reload` finds as it changes, as far as it is about access.
+    pub fn reloading(self, reload: Reload) -> Self {
+        Self { reload: Some(reload), ..self }
     }
 
     /// Everything that clients reach: the API, and health.
     pub fn router(&self) -> Result<Router, StartError> {
         let origins: Vec<String> = self.config.server.cors_origins.iter().map(ToString::to_string).collect();
-        let api = api::router(Arc::clone(&self.registry), Arc::clone(&self.authority));
+        let api = api::router(Arc::clone(&self.registry), Arc::clone(&self.access.authority));
         let api = Origins::parse(&origins)?.around(api);
         let limit = self.config.limits.requests.get() as usize;
         let observer = Observer::new(Arc::clone(&self.metrics), limit, self.proxies());
@@ -133,6 +150,9 @@ impl App {
             tokio::spawn(keep_up(Arc::clone(&self.roster))),
         ];
         background.extend(self.tls.clone().map(|tls| tokio::spawn(tls.follow_files())));
+        if let Some(reload) = self.reload.clone() {
+            background.push(tokio::spawn(self.access.clone().keep_up(reload)));
+        }
         self.readiness.started();
         let limits = &self.config.limits;
         let options = server::Options {
@@ -152,7 +172,7 @@ impl App {
     fn admin_api(&self) -> Arc<AdminApi> {
         let is_loopback = self.config.admin.listen.ip().to_canonical().is_loopback();
         let trust = if is_loopback { Trust::Machine } else { Trust::Nobody };
-        let (roster, authority) = (Arc::clone(&self.roster), Arc::clone(&self.authority));
+        let (roster, authority) = (Arc::clone(&self.roster), Arc::clone(&self.access.authority));
         Arc::new(AdminApi { roster, authority, trust })
     }
 
@@ -176,22 +196,13 @@ impl App {
     }
 }
 
-/// Who may do what, by the configuration and the roster. Kinds of password that cost little are asked first.
-fn open_authority(config: &Config, roster: &Arc<Roster>) -> Result<Arc<Authority>, StartError> {
-    let issuers = Issuers::open(&config.auth.oidc, Pace::default())?;
-    let logins: Vec<Arc<dyn Logins>> = vec![Arc::new(AccountLogins(Arc::clone(roster))), Arc::new(issuers)];
-    let authority = Authority::new(AccessRules::configured(&config.auth), logins);
-    roster.govern(&authority);
-    Ok(authority)
-}
-
 /// Opens the store and the index to manage accounts and rules, beside running replicas or without any. Makes
 /// both where there are none yet.
 pub async fn open_admin_api(config: &Config) -> Result<AdminApi, StartError> {
     let (store, index) = (open_store(config).await?, open_index(config)?);
     let registry = Registry::open(store, index, options(config), OtherIndex::Refuse).await?;
-    let authority = Authority::new(AccessRules::default(), Vec::new());
-    Ok(AdminApi { roster: Arc::new(Roster::new(registry)), authority, trust: Trust::Bucket })
+    let authority = Authority::of_rules(AccessRules::default())?;
+    Ok(AdminApi { roster: Arc::new(Roster::new(registry)), authority, trust: Trust::Nobody })
 }
 
 /// Makes the configured index the bucket's own in a new epoch, empty, whatever it was before: to be filled

@@ -6,14 +6,21 @@
 pub mod account;
 mod authority;
 mod credential;
+pub mod htpasswd;
 mod identity;
+pub mod key_file;
+pub mod keys;
 pub mod oidc;
 mod rules;
+pub mod scope;
+mod throttle;
+mod token;
 
-pub use authority::{Authority, Caller};
+pub use authority::{Authority, Caller, Issued, Offline};
 pub use credential::{Login, Logins, Presented};
 pub use identity::{Identity, Subject};
 pub use rules::{AccessRules, NamedRule};
+pub use token::{TokenOptions, now};
 
 use crate::config::Role;
 

@@ -16,13 +16,13 @@ use axum::{
 use bytes::Bytes;
 use http::{
     HeaderMap, HeaderValue, Method, StatusCode,
-    header::{ALLOW, AUTHORIZATION, CACHE_CONTROL, HOST, ORIGIN},
+    header::{ALLOW, AUTHORIZATION, CACHE_CONTROL, HOST, ORIGIN, WWW_AUTHENTICATE},
 };
 use serde::de::DeserializeOwned;
 
 use self::shapes::{AccountShape, Accounts, ChangedAccount, NewAccount, NewKeyShape, Rotation, RuleShape, Rules};
 use super::{
-    observe::{RequestId, Seen},
+    observe::{Peer, RequestId, Seen},
     respond,
 };
 use crate::{
@@ -43,8 +43,6 @@ const MAX_BODY: usize = 64 << 10;
 /// Whom the listener lets manage without asking who they are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Trust {
-    /// Whoever runs this process: they hold the bucket.
-    Bucket,
     /// Whoever is on this machine, but no page in a browser on it.
     Machine,
     /// Nobody.
@@ -108,47 +106,53 @@ impl AdminApi {
     pub async fn answer(&self, request: Request) -> Response {
         let (head, body) = request.into_parts();
         let id: Option<RequestId> = head.extensions.get().cloned();
-        let done = self.serve(&head.method, head.uri.path(), &head.headers, body).await;
+        let address = head.extensions.get::<Peer>().map(|peer| peer.0.ip().to_canonical());
+        let done = match self.manager(&head.headers, address).await {
+            Ok(manager) => self.serve(&manager, &head.method, head.uri.path(), body).await,
+            Err(error) => Err(error),
+        };
         let mut response = done.unwrap_or_else(|error| respond::error(error, id.as_ref()));
+        if response.status() == StatusCode::UNAUTHORIZED {
+            response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Basic realm=\"Berth\""));
+        }
         response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         let error = response.extensions_mut().remove::<Seen>().and_then(|seen| seen.error);
         response.extensions_mut().insert(Seen { error, ..Seen::route("admin") });
         response
     }
 
-    /// Answers who is within this process: the status and the body, which is JSON or empty.
+    /// Answers whoever runs this process, and so holds the bucket: the status and the body, which is JSON or empty.
     pub async fn call(&self, method: Method, path: &str, body: Vec<u8>) -> (StatusCode, Bytes) {
-        let done = self.serve(&method, path, &HeaderMap::new(), Body::from(body)).await;
+        let done = self.serve(&Manager::Root("bucket"), &method, path, Body::from(body)).await;
         let (head, body) = done.unwrap_or_else(|error| respond::error(error, None)).into_parts();
         // It is in memory, and so it can be read.
         (head.status, to_bytes(body, usize::MAX).await.unwrap_or_default())
     }
 
-    async fn serve(&self, method: &Method, path: &str, headers: &HeaderMap, body: Body) -> Result<Response> {
-        let manager = self.manager(headers).await?;
+    async fn serve(&self, manager: &Manager, method: &Method, path: &str, body: Body) -> Result<Response> {
         let route = Route::parse(path).ok_or_else(|| Error::new(Code::NameUnknown, "there is no such page"))?;
         let body = to_bytes(body, MAX_BODY).await.map_err(|error| {
             Error::new(Code::RequestInvalid, format!("the body may have {MAX_BODY} bytes at most")).because(error)
         })?;
         match (method, &route) {
-            (&Method::GET, Route::Accounts) => self.accounts(&manager).await,
-            (&Method::POST, Route::Accounts) => self.create(&manager, &body).await,
-            (&Method::GET, Route::Account(name)) => self.account(&manager, name).await,
-            (&Method::PATCH, Route::Account(name)) => self.change(&manager, name, &body).await,
+            (&Method::GET, Route::Accounts) => self.accounts(manager).await,
+            (&Method::POST, Route::Accounts) => self.create(manager, &body).await,
+            (&Method::GET, Route::Account(name)) => self.account(manager, name).await,
+            (&Method::PATCH, Route::Account(name)) => self.change(manager, name, &body).await,
             (&Method::DELETE, Route::Account(name)) => {
-                self.roster.delete_account(&manager, name).await?;
+                self.roster.delete_account(manager, name).await?;
                 Ok(respond::empty(StatusCode::NO_CONTENT))
             }
-            (&Method::POST, Route::Rotate(name)) => self.rotate(&manager, name, &body).await,
-            (&Method::GET, Route::Rules) => self.rules(&manager).await,
-            (&Method::GET, Route::Rule(name)) => self.rule(&manager, name).await,
+            (&Method::POST, Route::Rotate(name)) => self.rotate(manager, name, &body).await,
+            (&Method::GET, Route::Rules) => self.rules(manager).await,
+            (&Method::GET, Route::Rule(name)) => self.rule(manager, name).await,
             (&Method::PUT, Route::Rule(name)) => {
                 let rule: Rule = read(&body)?;
-                let rule = self.roster.put_rule(&manager, name, &rule).await?;
+                let rule = self.roster.put_rule(manager, name, &rule).await?;
                 respond::json(&RuleShape::of(name, &rule))
             }
             (&Method::DELETE, Route::Rule(name)) => {
-                self.roster.delete_rule(&manager, name).await?;
+                self.roster.delete_rule(manager, name).await?;
                 Ok(respond::empty(StatusCode::NO_CONTENT))
             }
             _ => {
@@ -160,24 +164,25 @@ impl AdminApi {
     }
 
     /// Who manages, which is decided before anything else: who manages nothing learns nothing.
-    async fn manager(&self, headers: &HeaderMap) -> Result<Manager> {
+    async fn manager(&self, headers: &HeaderMap, address: Option<IpAddr>) -> Result<Manager> {
         match self.trust {
-            Trust::Bucket => return Ok(Manager::Root("bucket")),
             Trust::Machine => return is_no_page(headers).map(|()| Manager::Root("loopback")),
             Trust::Nobody => {}
         }
-        let presented = Presented::read(headers.get(AUTHORIZATION).map(HeaderValue::as_bytes))?;
+        let presented = match Presented::read(headers.get(AUTHORIZATION).map(HeaderValue::as_bytes))? {
+            // A token stands for its holder here as it does in the place of a password: an ID token, or one of
+            // ours that was issued for nothing in particular.
+            Presented::Token(secret) => Presented::Password { name: "_token".to_owned(), secret },
+            presented => presented,
+        };
         // The rules that were made at run time count too, as they are now.
         self.roster.current().await?;
-        // A token says what its bearer may do to images, and was perhaps given away for that: it is not enough
-        // here. What stands where a token would is taken for a password that needs no name: an ID token.
-        let (name, secret) = match &presented {
-            Presented::Nothing => return Err(Error::new(Code::Unauthorized, "authentication required")),
-            Presented::Password { name, secret } => (name.as_str(), secret),
-            Presented::Token(token) => ("", token),
-        };
-        let identity = self.authority.log_in(name, secret).await?.identity;
-        let manager = Manager::Admin { identity, rules: self.authority.rules() };
+        let caller = self.authority.authenticate(&presented, address).await?;
+        if !caller.has_logged_in() {
+            // A token for images was perhaps given away, for those.
+            return Err(Error::new(Code::Unauthorized, "authentication required"));
+        }
+        let manager = Manager::Admin { identity: caller.identity, rules: self.authority.rules() };
         if manager.manages_anything() {
             return Ok(manager);
         }

@@ -10,21 +10,19 @@ use axum::{
     extract::{Request, State},
     response::Response,
 };
-use http::{
-    HeaderMap, HeaderValue, Method,
-    header::{ALLOW, AUTHORIZATION},
-};
+use http::{HeaderMap, HeaderValue, Method, header::ALLOW, request::Parts};
 use serde_json::json;
 
 use super::{
-    blobs, catalog, manifests,
+    blobs, catalog, challenge, manifests,
     observe::{RequestId, Seen},
+    origin::Origin,
     referrers, respond,
     route::{Access, Route, Unroutable},
-    tags, uploads,
+    tags, token, uploads,
 };
 use crate::{
-    auth::{Action, Authority, Caller, Grant, Presented},
+    auth::{Action, Authority, Caller, Grant},
     error::{Code, Error, Result},
     oci::RepositoryName,
     registry::{Registry, Repository},
@@ -74,18 +72,20 @@ pub(super) async fn answer(State(api): State<Arc<Api>>, request: Request) -> Res
     let (head, body) = request.into_parts();
     let id: Option<RequestId> = head.extensions.get().cloned();
     let is_head = head.method == Method::HEAD;
-    let route = Route::parse(&head.method, head.uri.path(), head.uri.query(), &head.headers);
-    let response = match route {
+    let response = match Route::parse(&head.method, head.uri.path(), head.uri.query(), &head.headers) {
         Ok(route) => {
             let mut seen = seen(&route);
-            let done = match identify(&api, &head.headers).await {
-                Ok(caller) => {
-                    seen.identity = Some(caller.identity.to_string());
-                    admit_and_serve(api, caller, head.headers, route, body).await
+            let response = match enter(&api, &head, &route, &mut seen).await {
+                Ok((caller, grant)) => {
+                    let call = Call { api, caller, grant, headers: head.headers };
+                    serve(call, route, body).await.unwrap_or_else(|error| respond::error(error, id.as_ref()))
                 }
-                Err(error) => Err(error),
+                Err(error) => {
+                    let origin = head.extensions.get::<Origin>();
+                    challenge::refuse(error, id.as_ref(), &api.authority, origin, &challenge::needed(&route))
+                }
             };
-            see(done.unwrap_or_else(|error| respond::error(error, id.as_ref())), seen)
+            see(response, seen)
         }
         Err(Unroutable::Refused(error)) => respond::error(error, id.as_ref()),
         Err(Unroutable::Method(allow)) => not_allowed(allow),
@@ -94,42 +94,20 @@ pub(super) async fn answer(State(api): State<Arc<Api>>, request: Request) -> Res
     if is_head { response.map(|_| Body::empty()) } else { response }
 }
 
-/// Finds out who asks.
-async fn identify(api: &Api, headers: &HeaderMap) -> Result<Caller> {
-    let presented = Presented::read(headers.get(AUTHORIZATION).map(HeaderValue::as_bytes))?;
-    api.authority.authenticate(&presented).await
-}
-
-async fn admit_and_serve(
-    api: Arc<Api>,
-    caller: Caller,
-    headers: HeaderMap,
-    route: Route,
-    body: Body,
-) -> Result<Response> {
-    let grant = admit(&api.authority, &route, &caller)?;
-    serve(Call { api, caller, grant, headers }, route, body).await
-}
-
-/// Decides whether the caller may do what the route does.
-fn admit(authority: &Authority, route: &Route, caller: &Caller) -> Result<Grant> {
-    let (kind, name, action) = match route.access() {
-        Access::Repository(repository, action) => {
-            if let Some(grant) = authority.decide(caller, repository, action) {
-                return Ok(grant);
-            }
-            ("repository", repository.as_str(), action.as_str())
-        }
-        Access::Any | Access::Catalog => {
-            if authority.may_anything(caller) {
-                return Ok(Grant { create_only: true });
-            }
-            ("registry", "catalog", "*")
-        }
+/// Finds out who asks, and decides whether they may do what the route does.
+async fn enter(api: &Api, head: &Parts, route: &Route, seen: &mut Seen) -> Result<(Caller, Grant)> {
+    let caller = api.authority.authenticate(&token::presented(&head.headers)?, token::address(head)).await?;
+    seen.identity = Some(caller.identity.to_string());
+    let grant = match route.access() {
+        Access::Repository(repository, action) => api.authority.decide(&caller, repository, action),
+        Access::Any => api.authority.is_welcome(&caller).then_some(NOTHING),
+        Access::Catalog => api.authority.may_list(&caller).then_some(NOTHING),
     };
-    let detail = json!([{ "Type": kind, "Class": "", "Name": name, "Action": action }]);
-    Err(Error::new(Code::Unauthorized, "authentication required").with_detail(detail))
+    Ok((caller, grant.ok_or_else(|| challenge::lacking(route))?))
 }
+
+/// What those hold who asked for nothing in a repository.
+const NOTHING: Grant = Grant { create_only: true };
 
 /// Does what was asked for. A write runs to its end in a task of its own: when a client goes away, hyper
 /// drops the answer that it waited for, and nothing may stop halfway for that.
@@ -173,7 +151,8 @@ async fn run(call: Call, route: Route, body: Body) -> Result<Response> {
     }
 }
 
-fn not_allowed(allow: &'static str) -> Response {
+/// 405 with what can be done.
+pub(super) fn not_allowed(allow: &'static str) -> Response {
     let mut response = respond::error(Error::new(Code::Unsupported, "this can't be done with it"), None);
     response.headers_mut().insert(ALLOW, HeaderValue::from_static(allow));
     response

@@ -4,6 +4,7 @@ pub mod admin;
 mod blobs;
 mod body;
 mod catalog;
+mod challenge;
 pub mod cors;
 mod dispatch;
 pub mod health;
@@ -16,11 +17,15 @@ mod referrers;
 mod respond;
 pub mod route;
 mod tags;
+mod token;
 mod uploads;
 
 use std::sync::Arc;
 
-use axum::Router;
+use axum::{
+    Router,
+    routing::{any, get},
+};
 
 use crate::{auth::Authority, registry::Registry};
 
@@ -28,5 +33,10 @@ use crate::{auth::Authority, registry::Registry};
 /// takes.
 pub fn router(registry: Arc<Registry>, authority: Arc<Authority>) -> Router {
     let api = Arc::new(dispatch::Api { registry, authority });
-    Router::new().fallback(dispatch::answer).with_state(api)
+    Router::new()
+        .route(challenge::TOKEN_PATH, any(token::token))
+        .route("/.well-known/jwks.json", get(token::public_keys))
+        .route("/.well-known/openid-configuration", get(token::configuration))
+        .fallback(dispatch::answer)
+        .with_state(api)
 }

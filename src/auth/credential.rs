@@ -67,7 +67,8 @@ pub struct Login {
     /// Who.
     pub identity: Identity,
     /// Names the credential as it is now, and changes with it: a hash of the line in the htpasswd file, the
-    /// revision of an account. It is in refresh tokens, which any holder can read, so it tells nothing.
+    /// revision of an account. It is in refresh tokens, which any holder can read, so it tells nothing. With an
+    /// empty one there is no refresh token.
     pub fingerprint: String,
     /// For how long it may be used without showing the password again, where that is not for the
     /// configuration to say: the ID tokens of an issuer end soon, so a login by one shouldn't go on for weeks.
@@ -77,6 +78,16 @@ pub struct Login {
 /// One kind of password. [`super::Authority`] asks each kind in turn.
 #[async_trait]
 pub trait Logins: fmt::Debug + Send + Sync {
+    /// What [`Self::check`] would find, where that is known without any work: such a login is no attempt.
+    fn recalls(&self, _name: &str, _secret: &str) -> Option<Login> {
+        None
+    }
+
+    /// Whether people choose these passwords, so that others may guess them.
+    fn can_be_guessed(&self) -> bool {
+        false
+    }
+
     /// Who is proven by this password. `None` if it is wrong, or not of this kind: the caller isn't told which.
     ///
     /// # Errors

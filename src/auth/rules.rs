@@ -25,11 +25,12 @@ pub struct AccessRules {
 }
 
 impl AccessRules {
-    /// `rules`, and the role that those who didn't say who they are have in every repository, if any.
+    /// `rules`, and the role that anybody has in every repository, if any.
     pub fn new(anonymous: Option<Role>, rules: impl IntoIterator<Item = NamedRule>) -> Self {
+        // What one may do without logging in, one may do all the more after it.
         let anonymous = anonymous.map(|role| NamedRule {
             name: "auth.anonymous".to_owned(),
-            rule: Rule { who: vec![Text(Who::Anonymous)], role, repositories: vec![Text(RepositoryPattern::every())] },
+            rule: Rule { who: vec![Text(Who::Everyone)], role, repositories: vec![Text(RepositoryPattern::every())] },
         });
         Self { rules: rules.into_iter().chain(anonymous).collect(), groups: BTreeMap::new() }
     }

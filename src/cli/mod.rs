@@ -2,11 +2,13 @@
 //!
 //! Each command is one variant here and one file beside this one. Nothing here does the work.
 
+mod access;
 mod account;
 mod config;
 mod desk;
 mod index;
 mod inspect;
+mod keys;
 mod rule;
 mod serve;
 
@@ -72,6 +74,12 @@ enum Command {
     /// Manage access rules, beside those of the configuration.
     #[command(subcommand)]
     Rule(rule::Command),
+    /// See what somebody may do, and which rule says so.
+    #[command(subcommand)]
+    Access(access::Command),
+    /// See, make and change the keys that sign tokens.
+    #[command(subcommand)]
+    Keys(keys::Command),
     /// Look at the index, or fill a new one from the bucket.
     #[command(subcommand)]
     Index(index::Command),
@@ -101,6 +109,9 @@ enum Failure {
         "{0}; stop the server that uses it first (with a bucket on S3 and an index in Redis this works beside one)"
     )]
     Held(String),
+    /// The keys that sign tokens can't be read, made or written.
+    #[error("the keys for tokens: {0}")]
+    Keys(String),
     /// The registry did not do it.
     #[error(transparent)]
     Registry(#[from] Error),
@@ -127,6 +138,7 @@ impl Failure {
             Self::Config(_) | Self::Argument(_) => ExitCode::from(2),
             Self::Start(_)
             | Self::Held(_)
+            | Self::Keys(_)
             | Self::Registry(_)
             | Self::Refused(_)
             | Self::Disagree(_)
@@ -176,10 +188,12 @@ pub fn main() -> ExitCode {
 fn run(arguments: Arguments) -> Result<(), Failure> {
     let args = LoadArgs { config: arguments.config };
     match arguments.command {
-        Command::Serve => serve::serve(load(args)?),
+        Command::Serve => serve::serve(load(args.clone())?, args),
         Command::Config(command) => config::run(&command, args),
         Command::Account(command) => account::run(&command, args),
         Command::Rule(command) => rule::run(&command, args),
+        Command::Access(command) => access::run(&command, &load(args)?.config),
+        Command::Keys(command) => keys::run(&command, || load(args)),
         Command::Index(command) => index::run(&command, load(args)?),
         Command::Inspect(arguments) => inspect::run(&arguments, args),
         Command::Completions { shell } => completions(shell),

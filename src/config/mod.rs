@@ -59,20 +59,28 @@ pub struct Loaded {
 
 /// Where settings came from, by key.
 #[derive(Clone, Debug, Default)]
-pub struct Sources(BTreeMap<String, Origin>);
+pub struct Sources {
+    origins: BTreeMap<String, Origin>,
+    files: BTreeMap<String, PathBuf>,
+}
 
 impl Sources {
     /// Where the value of a key (`storage.url`) came from.
     pub fn of(&self, key: &str) -> &Origin {
-        self.0.get(key).unwrap_or(&Origin::Default)
+        self.origins.get(key).unwrap_or(&Origin::Default)
+    }
+
+    /// The file that the value of a key was read from, where `<key>_file` named one.
+    pub fn file_of(&self, key: &str) -> Option<&Path> {
+        self.files.get(key).map(PathBuf::as_path)
     }
 
     fn is_set(&self, key: &str) -> bool {
-        self.0.contains_key(key)
+        self.origins.contains_key(key)
     }
 
     fn any_under(&self, table: &str) -> bool {
-        self.0.keys().any(|key| key.strip_prefix(table).is_some_and(|rest| rest.starts_with('.')))
+        self.origins.keys().any(|key| key.strip_prefix(table).is_some_and(|rest| rest.starts_with('.')))
     }
 }
 
@@ -162,7 +170,10 @@ fn finish(
 ) -> Result<Loaded, ConfigError> {
     listen_on_port(&mut settings, environment)?;
     require(root, &settings)?;
-    let sources = Sources(settings.values.iter().map(|(path, set)| (dotted(path), set.origin.clone())).collect());
+    let sources = Sources {
+        origins: settings.values.iter().map(|(path, set)| (dotted(path), set.origin.clone())).collect(),
+        files: settings.files.iter().map(|(path, file)| (dotted(path), file.clone())).collect(),
+    };
     let mut config = build(root, &settings)?;
     rules::settle(&mut config, &sources);
     rules::check(&config, &sources)?;

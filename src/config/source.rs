@@ -39,6 +39,8 @@ pub(super) struct Setting {
 #[derive(Debug, Default)]
 pub(super) struct Settings {
     pub(super) values: BTreeMap<KeyPath, Setting>,
+    /// The files that values were read from, where a `<key>_file` named one.
+    pub(super) files: BTreeMap<KeyPath, PathBuf>,
     /// Named tables, also empty ones.
     pub(super) names: BTreeMap<KeyPath, Origin>,
 }
@@ -126,6 +128,8 @@ impl Settings {
     }
 
     fn lay_over(&mut self, layer: Self) {
+        self.files.retain(|path, _| !layer.values.contains_key(path));
+        self.files.extend(layer.files);
         self.values.extend(layer.values);
         for (path, origin) in layer.names {
             self.names.entry(path).or_insert(origin);
@@ -232,6 +236,7 @@ impl Settings {
             let text = std::fs::read_to_string(path).map_err(|error| {
                 fail(format!("found {path:?}, which cannot be read ({error})"), "want the path of a file".to_owned())
             })?;
+            self.files.insert(key.clone(), path.into());
             let secret = text.trim_end_matches(['\n', '\r']).to_owned();
             self.values.insert(key, Setting { value: toml::Value::String(secret), origin });
         }

@@ -21,7 +21,7 @@ use super::{
 pub struct Config {
     /// Where clients reach the registry.
     pub server: Server,
-    /// The listener for those who run Berth: metrics and health.
+    /// The listener for those who run Berth: metrics, health and the admin API.
     pub admin: Admin,
     /// The bucket: where the bytes are, and the truth.
     pub storage: Storage,
@@ -63,7 +63,8 @@ pub struct Server {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Admin {
-    /// The address to listen on. It asks for no password: let only those reach it who run Berth.
+    /// The address to listen on. Metrics and health are for anyone who reaches it; the admin API asks
+    /// who it is, unless the address is a loopback address.
     pub listen: Text<SocketAddr>,
     /// Whether it speaks TLS, with the certificate of `[tls]`.
     pub tls: bool,
@@ -158,8 +159,8 @@ pub enum TlsVersion {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Auth {
-    /// What someone who has not logged in may do with every repository. Berth does not start on an address
-    /// that other machines reach while nothing here lets anybody in.
+    /// What anybody may do with every repository without logging in. Berth does not start on an address that
+    /// other machines reach while nothing in `[auth]` says who may enter.
     #[schemars(extend("x-default" = "`\"admin\"` where every address of `server.listen` is a loopback address and nothing else in `[auth]` is set, else `\"none\"`"))]
     pub anonymous: Anonymous,
     /// The file of users and their passwords, as `htpasswd -B` writes it: hashes by bcrypt or argon2, and no
@@ -215,11 +216,11 @@ fn subject_claim() -> Text<Word> {
 pub struct Token {
     /// The name in each token of who issued it. Where others shall trust the tokens, it is Berth's own URL.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(extend("x-default" = "`\"berth\"`"))]
+    #[schemars(extend("x-default" = "`server.public_url` where it is set, else `\"berth\"`"))]
     pub issuer: Option<Text<Word>>,
     /// The name in each token of whom it is for; clients are told it, and say it when they ask for one.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(extend("x-default" = "`\"berth\"`"))]
+    #[schemars(extend("x-default" = "the host of `server.public_url` where it is set, else `\"berth\"`"))]
     pub service: Option<Text<Word>>,
     /// How long a token is good for, from one minute, below which clients ask for one again and again, to a
     /// day. A right that is taken away, or an account that is disabled, lives on for as long.

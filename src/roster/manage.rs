@@ -23,7 +23,7 @@ pub enum Manager {
     /// Somebody who logged in.
     Admin {
         /// Who.
-        identity: Identity,
+        identity: Arc<Identity>,
         /// What they and others may do.
         rules: Arc<AccessRules>,
     },

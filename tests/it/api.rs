@@ -53,7 +53,7 @@ impl Berth {
                 repositories: vec![Text(RepositoryPattern::read(pattern).unwrap())],
             },
         };
-        let authority = Authority::new(AccessRules::new(None, rules.iter().map(rule)), Vec::new());
+        let authority = Authority::of_rules(AccessRules::new(None, rules.iter().map(rule))).unwrap();
         Client(api::router(Arc::clone(&self.registry), authority))
     }
 
@@ -167,7 +167,9 @@ async fn who_has_no_right_is_told_the_same_whether_a_thing_exists_or_not() {
     for ((method, target, _), before) in operations("team/app").iter().zip(before) {
         let answer = stranger.ask(method, target).await;
         assert_eq!(answer.status, StatusCode::UNAUTHORIZED, "{method} {target}");
-        assert_eq!(answer.header("www-authenticate"), "Basic realm=\"Berth\"");
+        let challenge = answer.header("www-authenticate");
+        assert!(challenge.starts_with("Bearer realm=\"/v2/token\",service=\"berth\",scope=\"repository:team/app:"));
+        assert!(challenge.ends_with(",error=\"insufficient_scope\""), "{challenge}");
         assert_eq!(answer.code(), "UNAUTHORIZED");
         assert_eq!((&answer.headers, &answer.body), (&before.headers, &before.body), "{method} {target}");
     }

@@ -27,10 +27,13 @@ const LEVELS: [&[&str]; 13] = [
 ];
 
 /// The foreign crates that have owners, and exactly who imports each.
-const OWNED: [(&str, &[&str]); 27] = [
+const OWNED: [(&str, &[&str]); 30] = [
+    ("argon2", &["auth"]),
+    ("aws_lc_rs", &["auth"]),
     ("axum", &["api", "app", "server"]),
     ("base64", &["auth", "registry", "upload"]),
-    ("chrono", &["cli", "storage"]),
+    ("bcrypt", &["auth"]),
+    ("chrono", &["auth", "cli", "storage"]),
     ("clap", &["cli"]),
     ("clap_complete", &["cli"]),
     ("hmac", &["upload"]),
@@ -40,16 +43,18 @@ const OWNED: [(&str, &[&str]); 27] = [
     ("hyper", &["server"]),
     ("hyper_util", &["server"]),
     ("ipnet", &["api", "config"]),
+    ("jsonwebtoken", &["auth"]),
     ("object_store", &["storage"]),
     ("prometheus_client", &["server", "telemetry"]),
-    ("quick_cache", &["registry"]),
+    ("quick_cache", &["auth", "registry"]),
     ("redb", &["index"]),
     ("redis", &["index"]),
+    ("reqwest", &["auth", "cli"]),
     ("rustix", &["epoch", "storage", "telemetry"]),
     ("rustls", &["server"]),
     ("schemars", &["config"]),
     ("serde_path_to_error", &["config"]),
-    ("sha2", &["oci", "upload"]),
+    ("sha2", &["auth", "oci", "upload"]),
     ("strsim", &["config"]),
     ("tokio_rustls", &["server"]),
     ("tokio_util", &["server"]),

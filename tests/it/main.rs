@@ -1,5 +1,6 @@
 //! The one integration binary: Berth in process and as a real binary, against real stores and indexes.
 
+mod access;
 mod accounts;
 mod api;
 mod architecture;

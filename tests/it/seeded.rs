@@ -235,7 +235,7 @@ impl Scene {
         let client = |registry: &Arc<Registry>| {
             Client::router(api::router(
                 Arc::clone(registry),
-                Authority::new(AccessRules::new(Some(Role::Admin), None), Vec::new()),
+                Authority::of_rules(AccessRules::new(Some(Role::Admin), None)).unwrap(),
             ))
         };
         let sound = open(Bug::None, &Arc::default()).await;
