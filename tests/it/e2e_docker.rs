@@ -18,14 +18,14 @@ use crate::{
 };
 
 /// A Docker daemon; it ends when this is dropped.
-struct Daemon {
+pub(crate) struct Daemon {
     directory: TempDir,
     child: Option<Child>,
 }
 
 impl Daemon {
     /// Starts one with overlay2, or with vfs where the file system can't carry that.
-    fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let mut daemon = Self { directory: TempDir::new().unwrap(), child: None };
         assert!(daemon.starts_with("overlay2") || daemon.starts_with("vfs"), "{}", daemon.log());
         daemon
@@ -59,7 +59,7 @@ impl Daemon {
         false
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 
@@ -71,14 +71,14 @@ impl Daemon {
         fs::read_to_string(self.path("log")).unwrap()
     }
 
-    fn docker(&self, arguments: &[&str]) -> Command {
+    pub(crate) fn docker(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new("docker");
         command.args(["-H", &self.socket()]).args(arguments);
         command.env("DOCKER_CONFIG", self.path("config")).env("DOCKER_BUILDKIT", "0");
         command
     }
 
-    fn run(&self, arguments: &[&str]) -> String {
+    pub(crate) fn run(&self, arguments: &[&str]) -> String {
         run(&mut self.docker(arguments))
     }
 
@@ -88,7 +88,7 @@ impl Daemon {
     }
 
     /// An image of one layer, a tar of one file with these many bytes that can't be compressed.
-    fn import(&self, image: &str, size: usize) {
+    pub(crate) fn import(&self, image: &str, size: usize) {
         fs::write(self.path("noise"), noise(size as u64, size)).unwrap();
         let tar = self.path(&format!("{size}.tar"));
         run(Command::new("tar").arg("-C").arg(self.directory.path()).arg("-cf").arg(&tar).arg("noise"));
@@ -96,7 +96,7 @@ impl Daemon {
     }
 
     /// Takes an image away and pulls it again; fails unless it is the same.
-    fn pull_again(&self, image: &str) {
+    pub(crate) fn pull_again(&self, image: &str) {
         let id = self.id(image);
         self.run(&["rmi", "--force", id.trim()]);
         self.run(&["pull", image]);

@@ -13,20 +13,20 @@ use crate::{
 };
 
 /// A tool, with nothing of the user's own settings.
-struct Tool {
+pub(crate) struct Tool {
     name: &'static str,
     home: TempDir,
 }
 
 impl Tool {
-    fn new(name: &'static str) -> Self {
+    pub(crate) fn new(name: &'static str) -> Self {
         let home = TempDir::new().unwrap();
         // Buildah wants the file of credentials that `DOCKER_CONFIG` names to exist.
         fs::write(home.path().join("config.json"), "{}").unwrap();
         Self { name, home }
     }
 
-    fn command(&self, arguments: &[&str]) -> Command {
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(self.name);
         command.args(arguments).current_dir(self.path()).env("HOME", self.path());
         command.env("XDG_RUNTIME_DIR", self.path()).env("DOCKER_CONFIG", self.path());
@@ -34,20 +34,32 @@ impl Tool {
         command
     }
 
-    fn run(&self, arguments: &[&str]) -> String {
+    pub(crate) fn run(&self, arguments: &[&str]) -> String {
         run(&mut self.command(arguments))
     }
 
-    fn fails(&self, arguments: &[&str]) -> String {
+    pub(crate) fn fails(&self, arguments: &[&str]) -> String {
         fails(&mut self.command(arguments))
     }
 
-    fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         self.home.path()
     }
 
+    /// Lets it take any image, and keep what it takes in its own home.
+    pub(crate) fn write_policy(&self) {
+        let policy = r#"{"default": [{"type": "insecureAcceptAnything"}]}"#;
+        fs::write(self.path().join("policy.json"), policy).unwrap();
+        // Podman looks for it where a user has it.
+        fs::create_dir_all(self.path().join(".config/containers")).unwrap();
+        fs::write(self.path().join(".config/containers/policy.json"), policy).unwrap();
+        let home = self.path().display();
+        let storage = format!("[storage]\ndriver = \"vfs\"\ngraphroot = \"{home}/graph\"\nrunroot = \"{home}/run\"\n");
+        fs::write(self.path().join("storage.conf"), storage).unwrap();
+    }
+
     /// A tar of one file, at `name` in the tool's own directory.
-    fn tar(&self, name: &str, seed: u64, size: usize) {
+    pub(crate) fn tar(&self, name: &str, seed: u64, size: usize) {
         fs::write(self.path().join("file"), noise(seed, size)).unwrap();
         run(Command::new("tar").current_dir(self.path()).args(["-cf", name, "file"]));
     }
@@ -153,13 +165,7 @@ fn skopeo_copies_inspects_lists_and_deletes() {
 fn buildah_commits_pushes_pulls_and_pushes_a_list() {
     let (berth, buildah) = (Berth::start(), Tool::new("buildah"));
     let host = berth.host();
-    let policy = r#"{"default": [{"type": "insecureAcceptAnything"}]}"#;
-    fs::write(buildah.path().join("policy.json"), policy).unwrap();
-    let storage = format!(
-        "[storage]\ndriver = \"vfs\"\ngraphroot = \"{0}/graph\"\nrunroot = \"{0}/run\"\n",
-        buildah.path().display()
-    );
-    fs::write(buildah.path().join("storage.conf"), storage).unwrap();
+    buildah.write_policy();
     let policy = ["--signature-policy", "policy.json", "--tls-verify=false"];
     let transport = |verb: &[&str], more: &[&str]| buildah.run(&[verb, &policy[..], more].concat());
 
