@@ -98,6 +98,17 @@ impl State {
     }
 }
 
+/// Reads what the configuration names, and refuses what can't be used: before anything is opened or made.
+pub(super) fn check(config: &Config) -> Result<(), AccessError> {
+    if let Some(path) = &config.auth.htpasswd {
+        Users::open(path)?;
+    }
+    if let Some(keys) = &config.auth.token.keys {
+        KeyRing::read(keys.reveal())?;
+    }
+    Ok(())
+}
+
 /// The file of keys in a directory of data: not part of the bucket's layout, which the name's dot says.
 pub fn key_file_in(directory: &Path) -> PathBuf {
     absolute(directory).join(".keys")
