@@ -21,7 +21,10 @@ use super::{
     activity::{Activity, Patience, Turn, Verdict, Watched},
     body::{Incoming, Outgoing},
 };
-use crate::{api::observe::Peer, telemetry::Metrics};
+use crate::{
+    api::{observe::Peer, origin::Scheme},
+    telemetry::Metrics,
+};
 
 /// Limits of HTTP/2, which multiplies what one connection can hold. Streams: as many as Go's and nginx's
 /// servers allow, within a factor of two. Windows: a stream gets 1 MiB, enough for 80 MB/s at 100 ms; all of a
@@ -49,6 +52,13 @@ pub(super) enum Phase {
     Cut,
 }
 
+/// Who is at the other end of a connection, and how bytes travel there.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Client {
+    pub(super) peer: SocketAddr,
+    pub(super) scheme: Scheme,
+}
+
 /// What all connections have in common.
 pub(super) struct Shared {
     pub(super) builder: Builder<TokioExecutor>,
@@ -74,7 +84,7 @@ pub(super) fn builder() -> Builder<TokioExecutor> {
 
 /// Serves one connection until it ends, is closed for idleness, or `phase` says so. It works on any stream of
 /// bytes.
-pub(super) async fn run<I>(shared: &Shared, io: I, peer: SocketAddr, router: Router, mut phase: watch::Receiver<Phase>)
+pub(super) async fn run<I>(shared: &Shared, io: I, client: Client, router: Router, mut phase: watch::Receiver<Phase>)
 where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -82,7 +92,7 @@ where
     let service = Requests {
         router: TowerToHyperService::new(router),
         activity: activity.clone(),
-        peer,
+        client,
         patience: shared.patience,
     };
     let io = TokioIo::new(Watched::new(io, activity.clone()));
@@ -121,7 +131,7 @@ where
 struct Requests {
     router: TowerToHyperService<Router>,
     activity: Arc<Activity>,
-    peer: SocketAddr,
+    client: Client,
     patience: Patience,
 }
 
@@ -137,7 +147,8 @@ impl Service<Request<hyper::body::Incoming>> for Requests {
             true => Body::empty(),
             false => Body::new(Incoming::new(body, stall)),
         });
-        request.extensions_mut().insert(Peer(self.peer));
+        request.extensions_mut().insert(Peer(self.client.peer));
+        request.extensions_mut().insert(self.client.scheme);
         Box::pin(answer(self.router.call(request), turn))
     }
 }

@@ -44,11 +44,22 @@ impl Setup {
 
     /// Starts it, and waits until it is ready.
     pub(crate) fn start(self) -> Berth {
+        let mut berth = self.stopped();
+        berth.restart();
+        berth
+    }
+
+    fn stopped(self) -> Berth {
         let scratch = TempDir::new().unwrap();
         let directory = self.directory.clone().unwrap_or_else(|| scratch.path().join("data"));
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
-        let mut berth = Berth { setup: self, directory, scratch, child: None, public: nowhere, admin: nowhere };
-        berth.restart();
+        Berth { setup: self, directory, scratch, child: None, public: nowhere, admin: nowhere }
+    }
+
+    /// Starts it with an admin listener that can't be asked in the clear whether it is ready; it listens then.
+    pub(crate) fn start_with_admin_tls(self) -> Berth {
+        let mut berth = self.stopped();
+        berth.launch();
         berth
     }
 
@@ -150,14 +161,19 @@ impl Berth {
     /// Starts it again over the same directory, after killing it if it runs. Returns once it is ready.
     pub(crate) fn restart(&mut self) {
         self.kill9();
+        self.launch();
+        while !get(self.admin, "/readyz").is_some_and(|answer| answer.starts_with("HTTP/1.1 200")) {
+            self.pause();
+        }
+    }
+
+    /// Starts it, and learns where it listens.
+    fn launch(&mut self) {
         let before = self.log().len();
         let log = fs::File::options().create(true).append(true).open(self.scratch.path().join("log")).unwrap();
         self.child = Some(command(&self.setup, &self.directory).stderr(log).spawn().unwrap());
         self.public = self.announced(before, "public");
         self.admin = self.announced(before, "admin");
-        while !get(self.admin, "/readyz").is_some_and(|answer| answer.starts_with("HTTP/1.1 200")) {
-            self.pause();
-        }
     }
 
     /// The address that it says it listens on.

@@ -274,6 +274,26 @@ fn each_mistake_is_one_line() {
             "storage.s3.access_key_id (DIR/berth.toml:5): found without storage.s3.secret_access_key; want both or neither",
         ),
         (
+            "[tls]\ncertificate = \"tls.crt\"",
+            &[],
+            "tls.certificate (DIR/berth.toml:2): found without tls.key; want both or neither",
+        ),
+        (
+            "[tls]\nmin_version = \"1.3\"",
+            &[],
+            "tls.min_version (DIR/berth.toml:2): found without tls.certificate; want both or neither",
+        ),
+        (
+            "[tls]\nmin_version = \"1.1\"",
+            &[],
+            "tls.min_version (DIR/berth.toml:2): found \"1.1\"; want one of \"1.2\", \"1.3\"",
+        ),
+        (
+            "",
+            &[("BERTH_SERVER__TRUSTED_PROXIES", "10.0.0.1/8")],
+            "server.trusted_proxies (BERTH_SERVER__TRUSTED_PROXIES): found \"10.0.0.1/8\"; want a list, and in it a network such as \"10.0.0.0/8\" or \"fd00::/8\", or a single IP address",
+        ),
+        (
             "",
             &[("BERTH_INDEX__URL", "rediss://u:pass@h")],
             "index.url (BERTH_INDEX__URL): found ***; want \"embedded\", \"embedded:PATH\" or \"redis://[USER:PASSWORD@]HOST:PORT/DATABASE\"",

@@ -18,7 +18,7 @@ const LEVELS: [&[&str]; 13] = [
     &["index"],
     &["error"],
     &["auth"],
-    &["blob", "collect", "epoch", "inspect", "manifest", "reconcile", "registry", "tag", "upload", "worker"],
+    &["blob", "collect", "epoch", "inspect", "manifest", "reconcile", "registry", "roster", "tag", "upload", "worker"],
     &["api"],
     &["server"],
     &["app"],
@@ -27,7 +27,7 @@ const LEVELS: [&[&str]; 13] = [
 ];
 
 /// The foreign crates that have owners, and exactly who imports each.
-const OWNED: [(&str, &[&str]); 29] = [
+const OWNED: [(&str, &[&str]); 32] = [
     ("argon2", &["auth"]),
     ("aws_lc_rs", &["auth"]),
     ("axum", &["api", "app", "server"]),
@@ -49,11 +49,14 @@ const OWNED: [(&str, &[&str]); 29] = [
     ("quick_cache", &["auth", "registry"]),
     ("redb", &["index"]),
     ("redis", &["index"]),
+    ("reqwest", &["auth", "cli"]),
     ("rustix", &["epoch", "storage", "telemetry"]),
+    ("rustls", &["server"]),
     ("schemars", &["config"]),
     ("serde_path_to_error", &["config"]),
-    ("sha2", &["oci", "upload"]),
+    ("sha2", &["auth", "oci", "upload"]),
     ("strsim", &["config"]),
+    ("tokio_rustls", &["server"]),
     ("tokio_util", &["server"]),
     ("toml", &["config"]),
     ("tracing_subscriber", &["config", "telemetry"]),
