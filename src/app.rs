@@ -100,6 +100,7 @@ const LOOK: Duration = Duration::from_secs(5);
 impl App {
     /// Opens the store and the index that the configuration names, and the registry in them.
     pub async fn open(config: Config, other: OtherIndex) -> Result<Self, StartError> {
+        access::check(&config).map_err(StartError::Access)?;
         let tls = open_tls(&config)?;
         let metrics = Metrics::new(env!("CARGO_PKG_VERSION"));
         let store = Arc::new(MeteredStore::new(open_store(&config).await?, &metrics.store));
