@@ -39,4 +39,5 @@ mod storage;
 mod storage_local;
 mod strace;
 mod tls;
+mod token_issuers;
 mod wrappers;

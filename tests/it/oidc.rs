@@ -38,9 +38,9 @@ use crate::{accounts::Clients, berth::Setup, tls::Authority};
 type Said = (u16, String, String);
 
 /// An issuer; it stops when this is dropped.
-struct Issuer {
-    url: String,
-    ca: PathBuf,
+pub(crate) struct Issuer {
+    pub(crate) url: String,
+    pub(crate) ca: PathBuf,
     said: Arc<Mutex<BTreeMap<String, Said>>>,
     asked: Arc<Mutex<Vec<String>>>,
     accepting: JoinHandle<()>,
@@ -56,7 +56,7 @@ impl Drop for Issuer {
 const DISCOVERY: &str = "/.well-known/openid-configuration";
 
 impl Issuer {
-    async fn start(keys: &[&Key]) -> Self {
+    pub(crate) async fn start(keys: &[&Key]) -> Self {
         let authority = Authority::new();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("https://{}", listener.local_addr().unwrap());
@@ -90,7 +90,7 @@ impl Issuer {
         self.answers(path, 200, "", &body.to_string());
     }
 
-    fn answers(&self, path: &str, status: u16, location: &str, body: &str) {
+    pub(crate) fn answers(&self, path: &str, status: u16, location: &str, body: &str) {
         self.said.lock().unwrap().insert(path.to_owned(), (status, location.to_owned(), body.to_owned()));
     }
 
@@ -156,15 +156,15 @@ fn now() -> u64 {
 }
 
 /// A key of the issuer's, or of somebody who would like to be it.
-struct Key {
+pub(crate) struct Key {
     algorithm: Algorithm,
     id: String,
     private: EncodingKey,
-    public: Value,
+    pub(crate) public: Value,
 }
 
 impl Key {
-    fn new(algorithm: Algorithm, id: &str) -> Self {
+    pub(crate) fn new(algorithm: Algorithm, id: &str) -> Self {
         let pair = match algorithm {
             Algorithm::RS256 | Algorithm::PS256 => KeyPair::generate_rsa_for(&PKCS_RSA_SHA256, RsaKeySize::_2048),
             Algorithm::ES384 => KeyPair::generate_for(&PKCS_ECDSA_P384_SHA384),
@@ -193,11 +193,11 @@ impl Key {
         Self { algorithm, id: id.to_owned(), private, public }
     }
 
-    fn sign(&self, claims: &Value) -> String {
+    pub(crate) fn sign(&self, claims: &Value) -> String {
         self.sign_with(claims, |_| {})
     }
 
-    fn sign_with(&self, claims: &Value, change: impl Fn(&mut Header)) -> String {
+    pub(crate) fn sign_with(&self, claims: &Value, change: impl Fn(&mut Header)) -> String {
         let mut header = Header::new(self.algorithm);
         header.kid = Some(self.id.clone());
         change(&mut header);
