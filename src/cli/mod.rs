@@ -40,6 +40,8 @@ Examples:
   berth config check                          what counts, and where each setting came from
   berth account create ci --role writer --repository 'team/*' > key.json
                                               a service account, and its key
+  berth access explain --as ci --repository team/app --action push
+                                              what it may do, and the rule that says so
   berth index rebuild                         fill a new index from the bucket
   berth inspect tag team/app:v1               what index and bucket say of a tag
 
@@ -192,7 +194,7 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Config(command) => config::run(&command, args),
         Command::Account(command) => account::run(&command, args),
         Command::Rule(command) => rule::run(&command, args),
-        Command::Access(command) => access::run(&command, &load(args)?.config),
+        Command::Access(command) => access::run(&command, args),
         Command::Keys(command) => keys::run(&command, || load(args)),
         Command::Index(command) => index::run(&command, load(args)?),
         Command::Inspect(arguments) => inspect::run(&arguments, args),

@@ -1,10 +1,19 @@
-//! Helm: charts are pushed, found by version and by digest, and come back byte for byte.
+//! Helm: charts are pushed, found by version and by digest, and come back byte for byte; and Helm logs in.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::fs;
+use std::{
+    fs::{self, File},
+    process::Command,
+};
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use jsonwebtoken::Algorithm;
+use serde_json::Value;
+use tempfile::TempDir;
 
 use crate::{
-    berth::Berth,
+    berth::{Berth, Setup, run},
+    issuer::{Issuer, Key},
     tool::{Timed, Tool},
 };
 
@@ -48,4 +57,52 @@ fn helm_pulls_the_chart_that_it_pushed() {
     assert!(missing.contains("not found"), "{missing}");
     let unknown = format!("{chart}@sha256:{}", "0".repeat(64));
     assert!(helm.fails(&["pull", "--plain-http", &unknown]).contains("not found"));
+}
+
+/// A user of an htpasswd file, a service account's key in each form, and an ID token.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn helm_logs_in_with_each_kind_of_credential() {
+    let (_timed, helm, folder) = (Timed::client("helm"), Tool::new("helm"), TempDir::new().unwrap());
+    let signer = Key::new(Algorithm::RS256, "key");
+    let issuer = Issuer::start(&[&signer]).await;
+    let [users, file, data] = ["users", "berth.toml", "data"].map(|name| folder.path().join(name));
+    fs::write(&users, format!("ann:{}\n", bcrypt::hash("ann-secret", 4).unwrap())).unwrap();
+    let rule = "who = [\"user:ann\", \"oidc:hub:repo:team/*\"]\nrole = \"writer\"\nrepositories = [\"charts/*\"]";
+    let settings = format!("[auth]\nhtpasswd = {users:?}\n[auth.rules.all]\n{rule}\n{}", issuer.settings());
+    fs::write(&file, settings).unwrap();
+    let create = ["account", "create", "ci", "--role", "writer", "--repository", "charts/*"];
+    let mut create_account = Command::new(env!("CARGO_BIN_EXE_berth"));
+    create_account.args(create).env("BERTH_CONFIG", &file);
+    let key = run(create_account.env("BERTH_STORAGE__URL", format!("file:{}", data.display())));
+    let secret = serde_json::from_str::<Value>(&key).unwrap()["private_key"].as_str().unwrap().to_owned();
+    let berth = Setup::of(&[("BERTH_CONFIG", file.to_str().unwrap())]).over(&data).start();
+
+    helm.run(&["create", "app"]);
+    fs::create_dir(helm.home().join("pulled")).unwrap();
+    let (host, charts) = (berth.host(), format!("oci://{}/charts", berth.host()));
+    for (number, (user, password)) in [
+        ("ann", "ann-secret".to_owned()),
+        ("_json_key", key.clone()),
+        ("_json_key_base64", STANDARD.encode(&key)),
+        ("ci", secret),
+        ("oidc", signer.sign(&issuer.claims())),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let version = format!("0.{number}.0");
+        let (package, chart) = (format!("app-{version}.tgz"), format!("{charts}/app"));
+        helm.run(&["package", "app", "--version", &version]);
+        let pull = ["pull", "--plain-http", "-d", "pulled", &chart, "--version", &version];
+        assert!(helm.fails(&["push", &package, &charts, "--plain-http"]).contains("401"), "{user}");
+        helm.write("password", &password);
+        let login = ["registry", "login", &host, "-u", user, "--password-stdin", "--plain-http"];
+        let output = helm.command(&login).stdin(File::open(helm.path("password")).unwrap()).output().unwrap();
+        assert!(output.status.success(), "{user}: {}", String::from_utf8_lossy(&output.stderr));
+        helm.run(&["push", &package, &charts, "--plain-http"]);
+        helm.run(&pull);
+        assert!(helm.read(&format!("pulled/{package}")) == helm.read(&package), "{user}");
+        helm.run(&["registry", "logout", &host]);
+        assert!(helm.fails(&pull).contains("401"), "{user}");
+    }
 }

@@ -18,5 +18,8 @@ mod berth;
 #[expect(dead_code, reason = "the other tests use the rest of it")]
 #[path = "../it/e2e_client.rs"]
 mod e2e_client;
+#[expect(dead_code, reason = "the other tests use the rest of it")]
+#[path = "../it/issuer.rs"]
+mod issuer;
 #[path = "../it/strace.rs"]
 mod strace;

@@ -22,6 +22,7 @@ mod fuzz_parsers;
 mod history;
 mod imports;
 mod index;
+mod issuer;
 mod model;
 mod oidc;
 mod redis_server;
