@@ -24,6 +24,7 @@ mod imports;
 mod index;
 mod model;
 mod oidc;
+mod redirect;
 mod redis_server;
 mod rules_bench;
 mod rules_cost;
