@@ -120,10 +120,12 @@ fn every_example_of_settings_is_accepted() {
             if !block.starts_with('[') {
                 continue;
             }
-            // The file that a secret is read from is not on this machine.
+            // The files that secrets are read from are not on this machine.
+            let block = block.replace("secret_access_key_file", "secret_access_key");
+            let key = "key = \"-----BEGIN PRIVATE KEY-----\"";
             let block = block
-                .replace("secret_access_key_file", "secret_access_key")
-                .replace("keys_file = \"/etc/berth/keys.pem\"", "keys = \"-----BEGIN PRIVATE KEY-----\"");
+                .replace("private_key_file = \"/etc/berth/cloudfront.pem\"", &format!("private_{key}"))
+                .replace("keys_file = \"/etc/berth/keys.pem\"", &key.replace("key =", "keys ="));
             if let Err(error) = berth::config::Config::parse(Path::new("example.toml"), &block) {
                 panic!("{}: {error}", path.display());
             }

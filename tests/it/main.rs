@@ -1,6 +1,7 @@
 //! The one integration binary: Berth in process and as a real binary, against real stores and indexes.
 
 mod access;
+mod access_attacks;
 mod accounts;
 mod api;
 mod architecture;
@@ -25,6 +26,7 @@ mod index;
 mod issuer;
 mod model;
 mod oidc;
+mod redirect;
 mod redis_server;
 mod rules_bench;
 mod rules_cost;
