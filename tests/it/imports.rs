@@ -23,18 +23,18 @@ const LEVELS: [&[&str]; 13] = [
     &["server"],
     &["app"],
     &["cli"],
-    &["main", "lib"],
+    &["main", "lib", "bin"],
 ];
 
 /// The foreign crates that have owners, and exactly who imports each.
-const OWNED: [(&str, &[&str]); 27] = [
+const OWNED: [(&str, &[&str]); 28] = [
     ("axum", &["api", "app", "server"]),
-    ("base64", &["registry", "upload"]),
+    ("base64", &["cli", "registry", "upload"]),
     ("chrono", &["cli", "storage"]),
     ("clap", &["cli"]),
     ("clap_complete", &["cli"]),
     ("hmac", &["upload"]),
-    ("http", &["api", "config", "server", "storage"]),
+    ("http", &["api", "cli", "config", "server", "storage"]),
     ("http_body", &["api", "server"]),
     ("http_body_util", &["api"]),
     ("hyper", &["server"]),
@@ -46,6 +46,7 @@ const OWNED: [(&str, &[&str]); 27] = [
     ("redb", &["index"]),
     ("redis", &["index"]),
     ("rustix", &["epoch", "storage", "telemetry"]),
+    ("reqwest", &["cli"]),
     ("rustls", &["server"]),
     ("schemars", &["config"]),
     ("serde_path_to_error", &["config"]),

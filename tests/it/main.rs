@@ -6,6 +6,7 @@ mod berth;
 mod cli;
 mod config;
 mod conformance;
+mod credential_helper;
 mod e2e_attacks;
 mod e2e_client;
 mod e2e_conditions;

@@ -58,7 +58,7 @@ impl Authority {
     }
 
     /// Settings that make Berth speak TLS with the certificate `one`.
-    fn setup(&self, more: &[(&str, &str)]) -> Setup {
+    pub(crate) fn setup(&self, more: &[(&str, &str)]) -> Setup {
         let (certificate, key) = (self.path("one.crt"), self.path("one.key"));
         let files =
             [("BERTH_TLS__CERTIFICATE", certificate.to_str().unwrap()), ("BERTH_TLS__KEY", key.to_str().unwrap())];
