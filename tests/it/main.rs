@@ -21,6 +21,7 @@ mod history;
 mod imports;
 mod index;
 mod model;
+mod nginx;
 mod redis_server;
 mod rules_bench;
 mod rules_cost;
