@@ -1,12 +1,15 @@
 //! The wiring: from the configuration to a running registry. The only place that knows all parts.
 
+mod access;
+
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use axum::Router;
 
+use self::access::Access;
+pub use self::access::{AccessError, Reload, key_file_in};
 use crate::{
     api::{self, cors::Origins, health::Readiness, observe::Observer, origin::Proxies},
-    auth::AccessRules,
     config::{Ceiling, Config, IndexUrl, StorageUrl, TlsVersion},
     epoch::{self, Leases, Timing},
     error::Error,
@@ -49,6 +52,9 @@ pub enum StartError {
     /// A browser's origin is none.
     #[error("server.cors_origins: {0}")]
     Origin(#[from] api::cors::NotAnOrigin),
+    /// There is no saying who may do what.
+    #[error(transparent)]
+    Access(AccessError),
     /// An address can't be listened on.
     #[error("can't listen on {address}: {source}")]
     Listen {
@@ -64,6 +70,8 @@ pub enum StartError {
 pub struct App {
     /// What is served.
     pub registry: Arc<Registry>,
+    access: Access,
+    reload: Option<Reload>,
     config: Config,
     tls: Option<Tls>,
     metrics: Arc<Metrics>,
@@ -81,15 +89,20 @@ impl App {
         let store = Arc::new(MeteredStore::new(open_store(&config).await?, &metrics.store));
         let index = Arc::new(MeteredConnect::new(open_index(&config)?, &metrics.index));
         let registry = Registry::open(store, index, options(&config), other).await?;
-        Ok(Self { registry, config, tls, metrics, readiness: Readiness::new() })
+        let access = Access::open(&config, Vec::new())?;
+        Ok(Self { registry, access, reload: None, config, tls, metrics, readiness: Readiness::new() })
+    }
+
+    /// The same, going by what `reload` finds as it changes, as far as it is about access.
+    pub fn reloading(self, reload: Reload) -> Self {
+        Self { reload: Some(reload), ..self }
     }
 
     /// Everything that clients reach: the API, and health.
     pub fn router(&self) -> Result<Router, StartError> {
-        let anonymous = self.config.auth.anonymous.role();
-        let access = AccessRules::new(anonymous, self.config.auth.rules.values().cloned());
         let origins: Vec<String> = self.config.server.cors_origins.iter().map(ToString::to_string).collect();
-        let api = Origins::parse(&origins)?.around(api::router(Arc::clone(&self.registry), access));
+        let api = api::router(Arc::clone(&self.registry), Arc::clone(&self.access.authority));
+        let api = Origins::parse(&origins)?.around(api);
         let limit = self.config.limits.requests.get() as usize;
         let observer = Observer::new(Arc::clone(&self.metrics), limit, self.proxies());
         Ok(observer.around(api.merge(api::health::health_routes(self.readiness.clone()))))
@@ -112,6 +125,9 @@ impl App {
             tokio::spawn(watch(Arc::clone(&self.registry), self.readiness.clone())),
         ];
         background.extend(self.tls.clone().map(|tls| tokio::spawn(tls.follow_files())));
+        if let Some(reload) = self.reload.clone() {
+            background.push(tokio::spawn(self.access.clone().keep_up(reload)));
+        }
         self.readiness.started();
         let limits = &self.config.limits;
         let options = server::Options {

@@ -3,6 +3,7 @@
 mod blobs;
 mod body;
 mod catalog;
+mod challenge;
 pub mod cors;
 mod dispatch;
 pub mod health;
@@ -15,17 +16,26 @@ mod referrers;
 mod respond;
 pub mod route;
 mod tags;
+mod token;
 mod uploads;
 
 use std::sync::Arc;
 
-use axum::Router;
+use axum::{
+    Router,
+    routing::{any, get},
+};
 
-use crate::{auth::AccessRules, registry::Registry};
+use crate::{auth::Authority, registry::Registry};
 
-/// The API of one registry, for those whom `access` lets in. It answers every path that no other route
+/// The API of one registry, for those whom `authority` lets in. It answers every path that no other route
 /// takes.
-pub fn router(registry: Arc<Registry>, access: AccessRules) -> Router {
-    let api = Arc::new(dispatch::Api { registry, access });
-    Router::new().fallback(dispatch::answer).with_state(api)
+pub fn router(registry: Arc<Registry>, authority: Arc<Authority>) -> Router {
+    let api = Arc::new(dispatch::Api { registry, authority });
+    Router::new()
+        .route(challenge::TOKEN_PATH, any(token::token))
+        .route("/.well-known/jwks.json", get(token::public_keys))
+        .route("/.well-known/openid-configuration", get(token::configuration))
+        .fallback(dispatch::answer)
+        .with_state(api)
 }

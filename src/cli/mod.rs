@@ -2,11 +2,13 @@
 //!
 //! Each command is one variant here and one file beside this one. Nothing here does the work.
 
+mod access;
 mod config;
 mod configure_docker;
 pub mod credential;
 mod index;
 mod inspect;
+mod keys;
 mod serve;
 
 use std::{
@@ -64,6 +66,12 @@ enum Command {
     /// Look at the configuration.
     #[command(subcommand)]
     Config(config::Command),
+    /// See what somebody may do, and which rule says so.
+    #[command(subcommand)]
+    Access(access::Command),
+    /// See, make and change the keys that sign tokens.
+    #[command(subcommand)]
+    Keys(keys::Command),
     /// Look at the index, or fill a new one from the bucket.
     #[command(subcommand)]
     Index(index::Command),
@@ -95,6 +103,9 @@ enum Failure {
         "{0}; stop the server that uses it first (with a bucket on S3 and an index in Redis this works beside one)"
     )]
     Held(String),
+    /// The keys that sign tokens can't be read, made or written.
+    #[error("the keys for tokens: {0}")]
+    Keys(String),
     /// The registry did not do it.
     #[error(transparent)]
     Registry(#[from] Error),
@@ -118,6 +129,7 @@ impl Failure {
             Self::Config(_) | Self::Argument(_) => ExitCode::from(2),
             Self::Start(_)
             | Self::Held(_)
+            | Self::Keys(_)
             | Self::Registry(_)
             | Self::Disagree(_)
             | Self::Dangling(_)
@@ -166,8 +178,10 @@ pub fn main() -> ExitCode {
 fn run(arguments: Arguments) -> Result<(), Failure> {
     let args = LoadArgs { config: arguments.config };
     match arguments.command {
-        Command::Serve => serve::serve(load(args)?),
+        Command::Serve => serve::serve(load(args.clone())?, args),
         Command::Config(command) => config::run(&command, args),
+        Command::Access(command) => access::run(&command, &load(args)?.config),
+        Command::Keys(command) => keys::run(&command, || load(args)),
         Command::Index(command) => index::run(&command, load(args)?),
         Command::Inspect(arguments) => inspect::run(&arguments, args),
         Command::ConfigureDocker(arguments) => configure_docker::run(&arguments),

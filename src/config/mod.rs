@@ -14,6 +14,7 @@ mod source;
 mod text;
 mod tree;
 mod units;
+mod who;
 
 use std::{
     collections::BTreeMap,
@@ -26,12 +27,13 @@ pub use address::{CorsOrigin, IndexUrl, Listen, Namespace, RedisUrl, Site, Stora
 pub use error::{ConfigError, Origin};
 pub use pattern::{RepositoryPattern, TagPattern};
 pub use reference::reference;
-pub use text::{MASK, Secret, Text, Word, Written};
+pub use text::{FilePath, Keys, MASK, Secret, Text, Word, Written};
 pub use tree::{
     Admin, Anonymous, Auth, Config, Index, Limits, Log, LogFormat, Role, Rule, S3, Server, Storage, Tags, Tls,
-    TlsVersion, Who,
+    TlsVersion, Token,
 };
 pub use units::{Ceiling, LogFilter, Size};
+pub use who::{Member, Who};
 
 use layout::Section;
 use source::{KeyPath, Setting, Settings, dotted};
@@ -57,20 +59,28 @@ pub struct Loaded {
 
 /// Where settings came from, by key.
 #[derive(Clone, Debug, Default)]
-pub struct Sources(BTreeMap<String, Origin>);
+pub struct Sources {
+    origins: BTreeMap<String, Origin>,
+    files: BTreeMap<String, PathBuf>,
+}
 
 impl Sources {
     /// Where the value of a key (`storage.url`) came from.
     pub fn of(&self, key: &str) -> &Origin {
-        self.0.get(key).unwrap_or(&Origin::Default)
+        self.origins.get(key).unwrap_or(&Origin::Default)
+    }
+
+    /// The file that the value of a key was read from, where `<key>_file` named one.
+    pub fn file_of(&self, key: &str) -> Option<&Path> {
+        self.files.get(key).map(PathBuf::as_path)
     }
 
     fn is_set(&self, key: &str) -> bool {
-        self.0.contains_key(key)
+        self.origins.contains_key(key)
     }
 
     fn any_under(&self, table: &str) -> bool {
-        self.0.keys().any(|key| key.strip_prefix(table).is_some_and(|rest| rest.starts_with('.')))
+        self.origins.keys().any(|key| key.strip_prefix(table).is_some_and(|rest| rest.starts_with('.')))
     }
 }
 
@@ -160,7 +170,10 @@ fn finish(
 ) -> Result<Loaded, ConfigError> {
     listen_on_port(&mut settings, environment)?;
     require(root, &settings)?;
-    let sources = Sources(settings.values.iter().map(|(path, set)| (dotted(path), set.origin.clone())).collect());
+    let sources = Sources {
+        origins: settings.values.iter().map(|(path, set)| (dotted(path), set.origin.clone())).collect(),
+        files: settings.files.iter().map(|(path, file)| (dotted(path), file.clone())).collect(),
+    };
     let mut config = build(root, &settings)?;
     rules::settle(&mut config, &sources);
     rules::check(&config, &sources)?;

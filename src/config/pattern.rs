@@ -80,7 +80,7 @@ pub struct TagPattern(String);
 impl TagPattern {
     /// Whether the tag is one of those meant.
     pub fn matches(&self, tag: &Tag) -> bool {
-        wildcard(self.0.as_bytes(), tag.as_str().as_bytes(), |part| *part == b'*', |part, byte| part == byte)
+        matches_text(&self.0, tag.as_str())
     }
 }
 
@@ -96,6 +96,11 @@ impl Written for TagPattern {
     fn write(&self) -> String {
         self.0.clone()
     }
+}
+
+/// Whether `text` is covered by `pattern`, in which `*` stands for any characters, also none.
+pub(super) fn matches_text(pattern: &str, text: &str) -> bool {
+    wildcard(pattern.as_bytes(), text.as_bytes(), |part| *part == b'*', |part, byte| part == byte)
 }
 
 /// Whether `pattern` covers all of `text`. A star covers any run; any other part covers one item. Only the

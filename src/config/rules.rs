@@ -1,6 +1,6 @@
 //! What must hold between settings, and the defaults that depend on other settings.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
 use super::{
     Sources,
@@ -10,6 +10,11 @@ use super::{
     tree::{Anonymous, Config, TlsVersion},
     units::Size,
 };
+
+/// The least and the most that `auth.token.ttl` may be. The token specification has clients take a minute
+/// for granted; a day is what somebody who was let go could still do.
+const SHORTEST_TOKEN: Duration = Duration::from_secs(60);
+const LONGEST_TOKEN: Duration = Duration::from_secs(24 * 3600);
 
 /// The smallest part of a multipart upload that S3 takes, but for the last.
 const SMALLEST_PART: Size = Size(5 << 20);
@@ -29,6 +34,7 @@ pub(super) fn check(config: &Config, sources: &Sources) -> Result<(), ConfigErro
     check_rules_are_whole(config, sources)?;
     check_somebody_may_enter(config, sources)?;
     check_tls(config, sources)?;
+    check_token_lives(config, sources)?;
     check_index(config, sources)?;
     check_s3(config, sources)?;
     check_upload_memory(config, sources)
@@ -52,11 +58,24 @@ fn check_rules_are_whole(config: &Config, sources: &Sources) -> Result<(), Confi
     Ok(())
 }
 
+fn check_token_lives(config: &Config, sources: &Sources) -> Result<(), ConfigError> {
+    let token = &config.auth.token;
+    if !(SHORTEST_TOKEN..=LONGEST_TOKEN).contains(&*token.ttl) {
+        return refuse(sources, "auth.token.ttl", format!("found \"{}\"", token.ttl), "want \"1m\" to \"24h\"");
+    }
+    if *token.refresh_ttl < *token.ttl {
+        let found = format!("found \"{}\" with an auth.token.ttl of \"{}\"", token.refresh_ttl, token.ttl);
+        return refuse(sources, "auth.token.refresh_ttl", found, "want at least as much");
+    }
+    Ok(())
+}
+
 fn check_somebody_may_enter(config: &Config, sources: &Sources) -> Result<(), ConfigError> {
-    let nobody = config.auth.anonymous == Anonymous::None && config.auth.rules.is_empty();
-    let Some(address) = config.server.listen.outside().filter(|_| nobody) else { return Ok(()) };
-    let found = format!("found {address}, which other machines can reach, while nothing in [auth] lets anybody in");
-    let allowed = "set auth.anonymous (reader, creator, writer, admin) or a rule in auth.rules, or listen on 127.0.0.1";
+    // Whoever sets anything there has decided: those who may enter can also be named at run time.
+    let undecided = !sources.any_under("auth");
+    let Some(address) = config.server.listen.outside().filter(|_| undecided) else { return Ok(()) };
+    let found = format!("found {address}, which other machines can reach, while nothing in [auth] says who may enter");
+    let allowed = "set auth.anonymous (none, reader, creator, writer, admin), auth.htpasswd or a rule in auth.rules, or listen on 127.0.0.1";
     refuse(sources, "server.listen", found, allowed)
 }
 

@@ -10,8 +10,9 @@ use serde::{Deserialize, Serialize};
 use super::{
     address::{CorsOrigin, IndexUrl, Listen, Namespace, Site, StorageUrl},
     pattern::{RepositoryPattern, TagPattern},
-    text::{Secret, Text, Word},
+    text::{FilePath, Keys, Secret, Text, Word},
     units::{Ceiling, LogFilter, Size},
+    who::{Member, Who},
 };
 
 /// All of Berth's settings.
@@ -132,10 +133,10 @@ pub struct Tls {
     /// set, every address of `server.listen` speaks TLS and nothing else. When this file or that of the key
     /// changes, new connections get the new certificate.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub certificate: Option<Text<PathBuf>>,
+    pub certificate: Option<Text<FilePath>>,
     /// The file with the certificate's private key, in PEM. It goes with `tls.certificate`: both or neither.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub key: Option<Text<PathBuf>>,
+    pub key: Option<Text<FilePath>>,
     /// The oldest version of TLS that clients may speak.
     pub min_version: TlsVersion,
 }
@@ -157,12 +158,45 @@ pub enum TlsVersion {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Auth {
-    /// What someone who has not logged in may do with every repository. Berth does not start on an address
-    /// that other machines reach while nothing here lets anybody in.
+    /// What anybody may do with every repository without logging in. Berth does not start on an address that
+    /// other machines reach while nothing in `[auth]` says who may enter.
     #[schemars(extend("x-default" = "`\"admin\"` where every address of `server.listen` is a loopback address and nothing else in `[auth]` is set, else `\"none\"`"))]
     pub anonymous: Anonymous,
+    /// The file of users and their passwords, as `htpasswd -B` writes it: hashes by bcrypt or argon2, and no
+    /// others. It is read again when it changes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub htpasswd: Option<Text<FilePath>>,
+    /// Groups that rules can name, each with a list of who is in it.
+    pub groups: BTreeMap<String, Vec<Text<Member>>>,
+    /// The tokens that Berth issues.
+    pub token: Token,
     /// Rules, by a name of your own. They only add up: what one grants, no other takes away.
     pub rules: BTreeMap<String, Rule>,
+}
+
+/// `[auth.token]`
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Token {
+    /// The name in each token of who issued it. Where others shall trust the tokens, it is Berth's own URL.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-default" = "`server.public_url` where it is set, else `\"berth\"`"))]
+    pub issuer: Option<Text<Word>>,
+    /// The name in each token of whom it is for; clients are told it, and say it when they ask for one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-default" = "the host of `server.public_url` where it is set, else `\"berth\"`"))]
+    pub service: Option<Text<Word>>,
+    /// How long a token is good for, from one minute, below which clients ask for one again and again, to a
+    /// day. A right that is taken away, or an account that is disabled, lives on for as long.
+    pub ttl: Text<Duration>,
+    /// How long a client that asks for a refresh token (`docker login` does) can go on without its password.
+    /// It ends earlier when the password changes.
+    pub refresh_ttl: Text<Duration>,
+    /// The private keys that sign tokens: Ed25519, P-256 or RSA, in PEM. The newest signs, all verify. Where it
+    /// is not set and the bucket is a local directory, they are made there, in `.keys`. Replicas share them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-secret" = true))]
+    pub keys: Option<Text<Keys>>,
 }
 
 /// What someone who has not logged in may do.
@@ -200,24 +234,14 @@ impl Anonymous {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Rule {
-    /// Whom the rule is about: `anonymous` is whoever has not logged in, `everyone` is anybody at all.
-    pub who: Vec<Who>,
+    /// Whom the rule is about: users, service accounts, groups, those whom an issuer vouches for (`*` in the
+    /// subject is any characters); `anonymous` is whoever has not logged in, `everyone` is anybody at all.
+    pub who: Vec<Text<Who>>,
     /// What they may do: a `reader` pulls, a `creator` also pushes but moves no tag that exists, a `writer`
     /// pushes anything, an `admin` also deletes.
     pub role: Role,
     /// Patterns of repositories: `*` is any one component of a name, `**` any number, also none.
     pub repositories: Vec<Text<RepositoryPattern>>,
-}
-
-/// Whom a rule is about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-#[schemars(inline, extend("x-want" = "\"anonymous\" or \"everyone\", the only ones there are so far"))]
-pub enum Who {
-    /// Whoever has not logged in.
-    Anonymous,
-    /// Anybody at all.
-    Everyone,
 }
 
 /// What one may do; each role may do what the one before it may.
@@ -323,6 +347,14 @@ impl Default for Server {
 impl Default for Admin {
     fn default() -> Self {
         Self { listen: Text(([127, 0, 0, 1], 5001).into()), tls: false }
+    }
+}
+
+impl Default for Token {
+    /// 5 minutes: long enough for some hundred requests, short enough to wait for. 30 days for a login, as
+    /// the longest that people go between two uses of a machine that they still want to be logged in on.
+    fn default() -> Self {
+        Self { issuer: None, service: None, ttl: seconds(300), refresh_ttl: seconds(30 * 24 * 3600), keys: None }
     }
 }
 

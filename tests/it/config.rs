@@ -78,6 +78,7 @@ fn every_kind_of_value_comes_from_the_environment() {
             ("BERTH_STORAGE__URL", "file:/data"),
             ("BERTH_STORAGE__SYNC", "false"),
             ("BERTH_TAGS__HISTORY", "3"),
+            ("BERTH_AUTH__GROUPS__DEV", "alice,account:ci"),
             ("BERTH_AUTH__RULES__CI__WHO", "everyone"),
             ("BERTH_AUTH__RULES__CI__ROLE", "creator"),
             ("BERTH_AUTH__RULES__CI__REPOSITORIES", "team/*,ci/**"),
@@ -90,6 +91,7 @@ fn every_kind_of_value_comes_from_the_environment() {
     assert_eq!(*config.storage.url, StorageUrl::File("/data".into()));
     assert!(!config.storage.sync);
     assert_eq!(config.tags.history.get(), 3);
+    assert_eq!(config.auth.groups["dev"].len(), 2);
     assert_eq!(config.auth.rules["ci"].repositories.len(), 2);
     assert_eq!(config.auth.anonymous, Anonymous::None);
 }
@@ -224,12 +226,12 @@ fn each_mistake_is_one_line() {
         (
             "[auth.rules.ci]",
             &[],
-            "auth.rules.ci.who (DIR/berth.toml:1): found nothing; want a list, and in it \"anonymous\" or \"everyone\", the only ones there are so far",
+            "auth.rules.ci.who (DIR/berth.toml:1): found nothing; want a list, and in it \"user:NAME\", \"account:NAME\", \"group:NAME\", \"oidc:ISSUER:SUBJECT\", \"anonymous\" or \"everyone\"",
         ),
         (
-            "[auth.rules.ci]\nwho = [\"user:bob\"]\nrole = \"reader\"\nrepositories = [\"**\"]",
+            "[auth.rules.ci]\nwho = [\"bob\"]\nrole = \"reader\"\nrepositories = [\"**\"]",
             &[],
-            "auth.rules.ci.who (DIR/berth.toml:2): found \"user:bob\"; want a list, and in it \"anonymous\" or \"everyone\", the only ones there are so far",
+            "auth.rules.ci.who (DIR/berth.toml:2): found \"bob\"; want a list, and in it \"user:NAME\", \"account:NAME\", \"group:NAME\", \"oidc:ISSUER:SUBJECT\", \"anonymous\" or \"everyone\"",
         ),
         (
             "[auth.rules.ci]\nwho = []\nrole = \"reader\"\nrepositories = [\"**\"]",
@@ -249,12 +251,7 @@ fn each_mistake_is_one_line() {
         (
             "",
             &[("BERTH_SERVER__LISTEN", "0.0.0.0:5000")],
-            "server.listen (BERTH_SERVER__LISTEN): found 0.0.0.0:5000, which other machines can reach, while nothing in [auth] lets anybody in; set auth.anonymous (reader, creator, writer, admin) or a rule in auth.rules, or listen on 127.0.0.1",
-        ),
-        (
-            "auth.anonymous = \"none\"\nserver.listen = \"0.0.0.0:5000\"",
-            &[],
-            "server.listen (DIR/berth.toml:2): found 0.0.0.0:5000, which other machines can reach, while nothing in [auth] lets anybody in; set auth.anonymous (reader, creator, writer, admin) or a rule in auth.rules, or listen on 127.0.0.1",
+            "server.listen (BERTH_SERVER__LISTEN): found 0.0.0.0:5000, which other machines can reach, while nothing in [auth] says who may enter; set auth.anonymous (none, reader, creator, writer, admin), auth.htpasswd or a rule in auth.rules, or listen on 127.0.0.1",
         ),
         (
             "",
@@ -436,6 +433,8 @@ fn the_schema_and_the_reference_have_the_same_keys() {
             assert!(!value["description"].as_str().unwrap_or_default().is_empty(), "{path} has no doc comment");
             if value.get("properties").is_some() {
                 keys(value, &path, found);
+            } else if value["additionalProperties"]["type"] == "array" {
+                found.push(format!("{path}.<name>"));
             } else if value["additionalProperties"].is_object() {
                 keys(&value["additionalProperties"], &format!("{path}.<name>"), found);
             } else if !path.ends_with("_file") {

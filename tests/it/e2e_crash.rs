@@ -13,15 +13,13 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use axum::{Router, body::Body, extract::Request, response::Response};
 use bytes::Bytes;
-use http_body_util::BodyExt;
 use serde_json::{Value, json};
 
 use crate::{
     berth::Berth,
     e2e_client::{Client, MANIFEST, closing, descriptor, noise, sha256},
-    history::{Checked, Recorder, Seen},
+    history::{Recorder, Seen},
 };
 
 /// How many tags are written to, each by one writer, and each read by one reader.
@@ -41,17 +39,23 @@ fn place(tag: u64) -> (String, String) {
 
 /// What the clients share.
 #[derive(Clone)]
-struct Fleet {
-    recorder: Recorder,
+pub(crate) struct Fleet {
+    pub(crate) recorder: Recorder,
     /// The next number; each is used once.
     next: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
-    client: Client,
+    pub(crate) client: Client,
     /// Each push that was acknowledged, to be read again at the end: repository and digest of its manifest.
     acknowledged: Arc<Mutex<Vec<(String, String)>>>,
 }
 
 impl Fleet {
+    /// Nothing is recorded yet.
+    pub(crate) fn of(client: Client) -> Self {
+        let (recorder, next) = (Recorder::default(), Arc::new(AtomicU64::new(1)));
+        Self { recorder, next, stop: Arc::default(), client, acknowledged: Arc::default() }
+    }
+
     /// Pushes to one tag until something breaks, each time a manifest of the next number with two layers,
     /// one of them of its own.
     async fn write(self, tag: u64) {
@@ -64,7 +68,7 @@ impl Fleet {
         }
     }
 
-    async fn push(&self, repository: &str, tag: &str, number: u64) -> Option<()> {
+    pub(crate) async fn push(&self, repository: &str, tag: &str, number: u64) -> Option<()> {
         let size = if number.is_multiple_of(LARGE_EVERY) { 5 << 20 } else { 2000 };
         let layers = [noise(number, size), Bytes::from_static(b"shared by all")];
         let config = Bytes::from(json!({ "number": number }).to_string());
@@ -120,7 +124,7 @@ impl Fleet {
 }
 
 /// Reads a tag and all that it names, and records what was seen. `None` if the connection broke.
-async fn look(client: &Client, recorder: &Recorder, repository: &str, tag: &str) -> Option<()> {
+pub(crate) async fn look(client: &Client, recorder: &Recorder, repository: &str, tag: &str) -> Option<()> {
     let name = format!("{repository}:{tag}");
     let began = recorder.read();
     let answer = client.try_send("GET", &format!("/v2/{repository}/manifests/{tag}"), &[], "").await.ok()?;
@@ -157,16 +161,9 @@ async fn nothing_acknowledged_is_lost_to_kill_9() {
         .unwrap_or_else(|| u64::from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().subsec_nanos()));
     println!("BERTH_CRASH_SEED={seed}");
     let mut berth = Berth::start();
-    let (recorder, next) = (Recorder::default(), Arc::new(AtomicU64::new(1)));
-    let acknowledged = Arc::new(Mutex::new(Vec::new()));
+    let all = Fleet::of(berth.client());
     for round in 0..rounds {
-        let fleet = Fleet {
-            recorder: recorder.clone(),
-            next: Arc::clone(&next),
-            stop: Arc::default(),
-            client: berth.client(),
-            acknowledged: Arc::clone(&acknowledged),
-        };
+        let fleet = Fleet { stop: Arc::default(), client: berth.client(), ..all.clone() };
         let writers = (0..TAGS).map(|tag| tokio::spawn(fleet.clone().write(tag)));
         let readers = (0..TAGS).map(|tag| tokio::spawn(fleet.clone().read(tag)));
         let clients: Vec<_> = writers.chain(readers).collect();
@@ -181,12 +178,12 @@ async fn nothing_acknowledged_is_lost_to_kill_9() {
         let client = berth.client();
         for tag in 0..TAGS {
             let (repository, name) = place(tag);
-            look(&client, &recorder, &repository, &name).await.expect("a server that runs");
+            look(&client, &all.recorder, &repository, &name).await.expect("a server that runs");
         }
     }
-    let pushed = acknowledged.lock().unwrap().clone();
+    let pushed = all.acknowledged.lock().unwrap().clone();
     let by_digest = read_each(&berth.client(), &pushed).await;
-    let (complaints, checked) = recorder.check();
+    let (complaints, checked) = all.recorder.check();
     println!("{rounds} rounds: {checked:?}, and {by_digest} manifests by digest");
     assert_eq!(complaints, Vec::<String>::new());
     assert!(checked.acknowledged > 0 && checked.reads > 0);
@@ -201,51 +198,4 @@ async fn read_each(client: &Client, acknowledged: &[(String, String)]) -> usize 
         assert_eq!(is_readable(client, repository, &manifest.json()).await, Some(true), "{repository}@{digest}");
     }
     each.len()
-}
-
-/// A registry that answers 201 to a push by tag and forgets it, in front of a real one: the same recorder,
-/// the same client, and the checker says so.
-#[tokio::test]
-async fn a_registry_that_acknowledges_early_is_caught() {
-    let berth = Berth::start();
-    let real = berth.client();
-    let forgets = Arc::new(AtomicBool::new(false));
-    let (behind, lies) = (real.clone(), Arc::clone(&forgets));
-    let front = Router::new().fallback(move |request: Request| {
-        let (behind, lies) = (behind.clone(), Arc::clone(&lies));
-        async move { pass(&behind, request, lies.load(Relaxed)).await }
-    });
-    let fleet = Fleet {
-        recorder: Recorder::default(),
-        next: Arc::default(),
-        stop: Arc::default(),
-        client: Client::router(front),
-        acknowledged: Arc::default(),
-    };
-    for (number, lies) in [(1, false), (2, true)] {
-        forgets.store(lies, Relaxed);
-        fleet.push("crash/0", "t0", number).await.unwrap();
-        look(&fleet.client, &fleet.recorder, "crash/0", "t0").await.unwrap();
-    }
-    let (complaints, checked) = fleet.recorder.check();
-    assert_eq!(complaints, ["crash/0:t0: back from 2 to 1"]);
-    assert_eq!(checked, Checked { acknowledged: 2, unknown: 0, reads: 2 });
-}
-
-/// Passes a request on, but for the push of a tag while `forgets`.
-async fn pass(behind: &Client, request: Request, forgets: bool) -> Response {
-    let (head, body) = request.into_parts();
-    let body = body.collect().await.unwrap().to_bytes();
-    let path = head.uri.to_string();
-    if forgets && head.method == "PUT" && path.contains("/manifests/") {
-        return Response::builder().status(201).body(Body::empty()).unwrap();
-    }
-    let kept = |name: &&str| head.headers.contains_key(*name);
-    let headers = ["content-type", "content-range"].into_iter().filter(kept);
-    let headers: Vec<_> = headers.map(|name| (name, head.headers[name].to_str().unwrap())).collect();
-    let answer = behind.send(head.method.as_str(), &path, &headers, body).await;
-    let mut response = Response::new(Body::from(answer.body));
-    *response.status_mut() = http::StatusCode::from_u16(answer.status).unwrap();
-    *response.headers_mut() = answer.headers;
-    response
 }

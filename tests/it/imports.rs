@@ -27,10 +27,13 @@ const LEVELS: [&[&str]; 13] = [
 ];
 
 /// The foreign crates that have owners, and exactly who imports each.
-const OWNED: [(&str, &[&str]); 28] = [
+const OWNED: [(&str, &[&str]); 32] = [
+    ("argon2", &["auth"]),
+    ("aws_lc_rs", &["auth"]),
     ("axum", &["api", "app", "server"]),
-    ("base64", &["cli", "registry", "upload"]),
-    ("chrono", &["cli", "storage"]),
+    ("base64", &["auth", "cli", "registry", "upload"]),
+    ("bcrypt", &["auth"]),
+    ("chrono", &["auth", "cli", "storage"]),
     ("clap", &["cli"]),
     ("clap_complete", &["cli"]),
     ("hmac", &["upload"]),
@@ -40,9 +43,10 @@ const OWNED: [(&str, &[&str]); 28] = [
     ("hyper", &["server"]),
     ("hyper_util", &["server"]),
     ("ipnet", &["api", "config"]),
+    ("jsonwebtoken", &["auth"]),
     ("object_store", &["storage"]),
     ("prometheus_client", &["server", "telemetry"]),
-    ("quick_cache", &["registry"]),
+    ("quick_cache", &["auth", "registry"]),
     ("redb", &["index"]),
     ("redis", &["index"]),
     ("rustix", &["epoch", "storage", "telemetry"]),

@@ -1,5 +1,6 @@
 //! The one integration binary: Berth in process and as a real binary, against real stores and indexes.
 
+mod access;
 mod api;
 mod architecture;
 mod berth;
@@ -30,6 +31,7 @@ mod rules_rebuild;
 mod rules_tag;
 mod rules_upload;
 mod s3_server;
+mod seeded;
 mod server;
 mod storage;
 mod storage_local;
