@@ -85,6 +85,7 @@ impl App {
     /// Opens the store and the index that the configuration names, and the registry in them.
     pub async fn open(config: Config, other: OtherIndex) -> Result<Self, StartError> {
         let tls = open_tls(&config)?;
+        access::check(&config).map_err(StartError::Access)?;
         let metrics = Metrics::new(env!("CARGO_PKG_VERSION"));
         let store = Arc::new(MeteredStore::new(open_store(&config).await?, &metrics.store));
         let index = Arc::new(MeteredConnect::new(open_index(&config)?, &metrics.index));

@@ -11,7 +11,7 @@ use super::{
     route::{Access, Route, Start},
 };
 use crate::{
-    auth::{Action, Authority, scope::Scope},
+    auth::{Action, Authority, Identity, Subject, scope::Scope},
     error::{Code, Error},
 };
 
@@ -32,7 +32,7 @@ pub(super) fn needed(route: &Route) -> Scope {
 }
 
 /// The error of a caller who lacks a right that `route` needs: the same whether what it names exists or not.
-pub(super) fn lacking(route: &Route) -> Error {
+pub(super) fn lacking(route: &Route, identity: &Identity) -> Error {
     let scope = needed(route);
     if scope.is_empty() {
         return Error::new(Code::Unauthorized, "authentication required");
@@ -46,7 +46,11 @@ pub(super) fn lacking(route: &Route) -> Error {
     for (name, actions) in &scope.repositories {
         detail.extend(actions.iter().map(|action| entry("repository", name.as_str(), action.as_str())));
     }
-    Error::new(Code::InsufficientScope, "authentication required").with_detail(detail.into())
+    let message = match identity.subject {
+        Subject::Anonymous => "authentication required".to_owned(),
+        _ => format!("{identity} has no right, or this token isn't good, for {scope}"),
+    };
+    Error::new(Code::InsufficientScope, message).with_detail(detail.into())
 }
 
 /// The answer with that error. Clients take realm, service and scope from it to the token service.

@@ -103,7 +103,8 @@ async fn enter(api: &Api, head: &Parts, route: &Route, seen: &mut Seen) -> Resul
         Access::Any => api.authority.is_welcome(&caller).then_some(NOTHING),
         Access::Catalog => api.authority.may_list(&caller).then_some(NOTHING),
     };
-    Ok((caller, grant.ok_or_else(|| challenge::lacking(route))?))
+    let grant = grant.ok_or_else(|| challenge::lacking(route, &caller.identity))?;
+    Ok((caller, grant))
 }
 
 /// What those hold who asked for nothing in a repository.

@@ -21,7 +21,7 @@ use crate::{
         key_file::{self, KeyFileError},
         keys::{KeyError, KeyRing, Kind},
     },
-    config::{Anonymous, Config, ConfigError, StorageUrl},
+    config::{Config, ConfigError, StorageUrl},
 };
 
 /// How often the files are looked at. Reading them is a few milliseconds' work for one core; a new key waits
@@ -57,11 +57,6 @@ pub enum AccessError {
     /// The keys beside the data can't be used.
     #[error("the keys for tokens: {0}")]
     KeyFile(#[from] KeyFileError),
-    /// Replicas over a bucket have to share keys, and nobody gave them any.
-    #[error(
-        "auth.token.keys: found nothing, and storage.url ({0}) is no directory to make keys in; `berth keys new` prints one for a file that auth.token.keys_file names, the same for each replica"
-    )]
-    NoKeys(String),
 }
 
 /// The authority, and what it was made from.
@@ -103,6 +98,17 @@ impl State {
     }
 }
 
+/// Reads what the configuration names, and refuses what can't be used: before anything is opened or made.
+pub(super) fn check(config: &Config) -> Result<(), AccessError> {
+    if let Some(path) = &config.auth.htpasswd {
+        Users::open(path)?;
+    }
+    if let Some(keys) = &config.auth.token.keys {
+        KeyRing::read(keys.reveal())?;
+    }
+    Ok(())
+}
+
 /// The file of keys in a directory of data: not part of the bucket's layout, which the name's dot says.
 pub fn key_file_in(directory: &Path) -> PathBuf {
     absolute(directory).join(".keys")
@@ -113,8 +119,8 @@ fn read_keys(config: &Config) -> Result<Option<KeyRing>, AccessError> {
     match (&config.auth.token.keys, &*config.storage.url) {
         (Some(keys), _) => Ok(Some(KeyRing::read(keys.reveal())?)),
         (None, StorageUrl::File(directory)) => Ok(Some(key_file::read_or_make(&key_file_in(directory))?)),
-        (None, _) if config.auth.anonymous == Anonymous::Admin => Ok(None),
-        (None, url) => Err(AccessError::NoKeys(crate::config::Written::write(url))),
+        // The configuration is refused without, unless anybody may do anything.
+        (None, _) => Ok(None),
     }
 }
 

@@ -68,7 +68,7 @@ impl Scope {
                 for action in actions.split(',') {
                     match action {
                         "*" => Action::ALL.into_iter().for_each(|action| self.add(&name, action)),
-                        other => self.add(&name, Action::named(other)?),
+                        other => Action::named(other).into_iter().for_each(|action| self.add(&name, action)),
                     }
                 }
             }

@@ -334,6 +334,8 @@ impl Tokens {
         let key = keys.find(id).ok_or("it names a key that isn't ours")?;
         let mut validation = Validation::new(key.algorithm());
         validation.leeway = 0;
+        // In its last second a token has ended, to this library as to `Verified::is_good`.
+        validation.reject_tokens_expiring_in_less_than = 1;
         validation.validate_nbf = true;
         validation.set_issuer(&[&self.options.issuer]);
         validation.set_audience(&[audience]);

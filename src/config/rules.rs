@@ -35,6 +35,7 @@ pub(super) fn check(config: &Config, sources: &Sources) -> Result<(), ConfigErro
     check_somebody_may_enter(config, sources)?;
     check_tls(config, sources)?;
     check_token_lives(config, sources)?;
+    check_token_keys(config, sources)?;
     check_index(config, sources)?;
     check_s3(config, sources)?;
     check_upload_memory(config, sources)
@@ -68,6 +69,18 @@ fn check_token_lives(config: &Config, sources: &Sources) -> Result<(), ConfigErr
         return refuse(sources, "auth.token.refresh_ttl", found, "want at least as much");
     }
     Ok(())
+}
+
+/// Replicas over a bucket have to share keys. Where anybody may do anything, nobody needs a token.
+fn check_token_keys(config: &Config, sources: &Sources) -> Result<(), ConfigError> {
+    let is_remote = matches!(*config.storage.url, StorageUrl::S3 { .. });
+    if !is_remote || config.auth.token.keys.is_some() || config.auth.anonymous == Anonymous::Admin {
+        return Ok(());
+    }
+    let found = format!("found nothing, and storage.url ({}) is no directory to make keys in", config.storage.url);
+    let allowed =
+        "want what `berth keys new` prints, in a file that auth.token.keys_file names, the same for each replica";
+    refuse(sources, "auth.token.keys", found, allowed)
 }
 
 fn check_somebody_may_enter(config: &Config, sources: &Sources) -> Result<(), ConfigError> {

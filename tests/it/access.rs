@@ -325,7 +325,9 @@ async fn no_route_is_open_to_a_token_that_is_not_good_for_it() {
             let answer = with_token(&bench.client, method, &path, token).await.expect(401);
             assert!(answer.header("www-authenticate").ends_with("error=\"invalid_token\""), "{answer:?}");
         }
-        bench.client.send(method, &path, &[], "").await.expect(401);
+        // Anybody may list what they see, which here is nothing.
+        let without = if needs == Some("catalog") { 200 } else { 401 };
+        bench.client.send(method, &path, &[], "").await.expect(without);
         let Some(needs) = needs else { continue };
         let lacking = ["pull", "push", "delete"].into_iter().filter(|action| *action != needs);
         let mut narrow: Vec<Value> =

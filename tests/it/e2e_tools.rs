@@ -46,6 +46,18 @@ impl Tool {
         self.home.path()
     }
 
+    /// Lets it take any image, and keep what it takes in its own home.
+    pub(crate) fn write_policy(&self) {
+        let policy = r#"{"default": [{"type": "insecureAcceptAnything"}]}"#;
+        fs::write(self.path().join("policy.json"), policy).unwrap();
+        // Podman looks for it where a user has it.
+        fs::create_dir_all(self.path().join(".config/containers")).unwrap();
+        fs::write(self.path().join(".config/containers/policy.json"), policy).unwrap();
+        let home = self.path().display();
+        let storage = format!("[storage]\ndriver = \"vfs\"\ngraphroot = \"{home}/graph\"\nrunroot = \"{home}/run\"\n");
+        fs::write(self.path().join("storage.conf"), storage).unwrap();
+    }
+
     /// A tar of one file, at `name` in the tool's own directory.
     pub(crate) fn tar(&self, name: &str, seed: u64, size: usize) {
         fs::write(self.path().join("file"), noise(seed, size)).unwrap();
@@ -153,13 +165,7 @@ fn skopeo_copies_inspects_lists_and_deletes() {
 fn buildah_commits_pushes_pulls_and_pushes_a_list() {
     let (berth, buildah) = (Berth::start(), Tool::new("buildah"));
     let host = berth.host();
-    let policy = r#"{"default": [{"type": "insecureAcceptAnything"}]}"#;
-    fs::write(buildah.path().join("policy.json"), policy).unwrap();
-    let storage = format!(
-        "[storage]\ndriver = \"vfs\"\ngraphroot = \"{0}/graph\"\nrunroot = \"{0}/run\"\n",
-        buildah.path().display()
-    );
-    fs::write(buildah.path().join("storage.conf"), storage).unwrap();
+    buildah.write_policy();
     let policy = ["--signature-policy", "policy.json", "--tls-verify=false"];
     let transport = |verb: &[&str], more: &[&str]| buildah.run(&[verb, &policy[..], more].concat());
 

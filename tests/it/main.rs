@@ -13,6 +13,7 @@ mod e2e_client;
 mod e2e_conditions;
 mod e2e_crash;
 mod e2e_docker;
+mod e2e_login;
 mod e2e_process;
 mod e2e_sync;
 mod e2e_tools;
