@@ -9,7 +9,18 @@ use axum::Router;
 use self::access::Access;
 pub use self::access::{AccessError, Reload, key_file_in};
 use crate::{
-    api::{self, cors::Origins, health::Readiness, observe::Observer, origin::Proxies},
+    api::{
+        self,
+        admin::{AdminApi, Trust},
+        cors::Origins,
+        health::Readiness,
+        observe::Observer,
+        origin::Proxies,
+    },
+    auth::{
+        AccessRules, Authority, Logins,
+        oidc::{Issuers, Pace, UnusableCa},
+    },
     config::{Ceiling, Config, IndexUrl, StorageUrl, TlsVersion},
     epoch::{self, Leases, Timing},
     error::Error,
@@ -17,6 +28,7 @@ use crate::{
     inspect::Inspector,
     reconcile,
     registry::{Options, OtherIndex, Registry},
+    roster::{AccountLogins, Roster},
     server::{self, Drain, End, Listener, Tls},
     storage::{
         StorageError, Store,
@@ -46,6 +58,9 @@ pub enum StartError {
     /// The registry in that store can't be served.
     #[error("{}", .0.cause.as_ref().unwrap_or(&.0.message))]
     Registry(#[from] Error),
+    /// An issuer's certificates can't be used.
+    #[error(transparent)]
+    Issuer(#[from] UnusableCa),
     /// The certificate can't be used.
     #[error(transparent)]
     Tls(#[from] server::TlsError),
@@ -70,6 +85,7 @@ pub enum StartError {
 pub struct App {
     /// What is served.
     pub registry: Arc<Registry>,
+    roster: Arc<Roster>,
     access: Access,
     reload: Option<Reload>,
     config: Config,
@@ -84,14 +100,21 @@ const LOOK: Duration = Duration::from_secs(5);
 impl App {
     /// Opens the store and the index that the configuration names, and the registry in them.
     pub async fn open(config: Config, other: OtherIndex) -> Result<Self, StartError> {
-        let tls = open_tls(&config)?;
         access::check(&config).map_err(StartError::Access)?;
+        let tls = open_tls(&config)?;
         let metrics = Metrics::new(env!("CARGO_PKG_VERSION"));
         let store = Arc::new(MeteredStore::new(open_store(&config).await?, &metrics.store));
         let index = Arc::new(MeteredConnect::new(open_index(&config)?, &metrics.index));
         let registry = Registry::open(store, index, options(&config), other).await?;
-        let access = Access::open(&config, Vec::new())?;
-        Ok(Self { registry, access, reload: None, config, tls, metrics, readiness: Readiness::new() })
+        let roster = Arc::new(Roster::new(Arc::clone(&registry)));
+        let issuers = Issuers::open(&config.auth.oidc, Pace::default())?;
+        // Kinds of password that cost little are asked first.
+        let logins: Vec<Arc<dyn Logins>> = vec![Arc::new(AccountLogins(Arc::clone(&roster))), Arc::new(issuers)];
+        let access = Access::open(&config, logins)?;
+        roster.govern(&access.authority);
+        // Nobody is refused for want of a rule that was made before this start.
+        roster.current().await?;
+        Ok(Self { registry, roster, access, reload: None, config, tls, metrics, readiness: Readiness::new() })
     }
 
     /// The same, going by what `reload` finds as it changes, as far as it is about access.
@@ -117,6 +140,7 @@ impl App {
             listeners.push(listen(address, server::Role::Public, router.clone(), self.tls.clone()).await?);
         }
         let admin = api::health::admin_router(Arc::clone(&self.metrics), self.readiness.clone());
+        let admin = admin.merge(api::admin::router(self.admin_api()));
         let admin_tls = self.tls.clone().filter(|_| self.config.admin.tls);
         listeners.push(listen(*self.config.admin.listen, server::Role::Admin, admin, admin_tls).await?);
         self.announce(&listeners);
@@ -124,6 +148,7 @@ impl App {
             tokio::spawn(worker::work(Arc::clone(&self.registry))),
             tokio::spawn(reconcile_all(Arc::clone(&self.registry))),
             tokio::spawn(watch(Arc::clone(&self.registry), self.readiness.clone())),
+            tokio::spawn(keep_up(Arc::clone(&self.roster))),
         ];
         background.extend(self.tls.clone().map(|tls| tokio::spawn(tls.follow_files())));
         if let Some(reload) = self.reload.clone() {
@@ -145,6 +170,13 @@ impl App {
         Ok(end)
     }
 
+    fn admin_api(&self) -> Arc<AdminApi> {
+        let is_loopback = self.config.admin.listen.ip().to_canonical().is_loopback();
+        let trust = if is_loopback { Trust::Machine } else { Trust::Nobody };
+        let (roster, authority) = (Arc::clone(&self.roster), Arc::clone(&self.access.authority));
+        Arc::new(AdminApi { roster, authority, trust })
+    }
+
     /// Whom the configuration believes on who a client is.
     fn proxies(&self) -> Proxies {
         let server = &self.config.server;
@@ -163,6 +195,15 @@ impl App {
             }
         }
     }
+}
+
+/// Opens the store and the index to manage accounts and rules, beside running replicas or without any. Makes
+/// both where there are none yet.
+pub async fn open_admin_api(config: &Config) -> Result<AdminApi, StartError> {
+    let (store, index) = (open_store(config).await?, open_index(config)?);
+    let registry = Registry::open(store, index, options(config), OtherIndex::Refuse).await?;
+    let authority = Authority::of_rules(AccessRules::default())?;
+    Ok(AdminApi { roster: Arc::new(Roster::new(registry)), authority, trust: Trust::Nobody })
 }
 
 /// Makes the configured index the bucket's own in a new epoch, empty, whatever it was before: to be filled
@@ -286,7 +327,7 @@ async fn reconcile_all(registry: Arc<Registry>) {
             Ok(true) => return,
             Ok(false) => match reconcile::walk(&registry, |_, _| {}).await {
                 Ok(walked) => {
-                    let reconcile::Walked { repositories, adopted } = walked;
+                    let reconcile::Walked { repositories, adopted, roster: _ } = walked;
                     let reconcile::Adopted { links, manifests, tags, dangling } = adopted;
                     if repositories > 0 {
                         tracing::info!(
@@ -305,6 +346,11 @@ async fn reconcile_all(registry: Arc<Registry>) {
         }
         tokio::time::sleep(LOOK).await;
     }
+}
+
+/// Sees what other replicas change in the roster.
+async fn keep_up(roster: Arc<Roster>) {
+    roster.watch().await;
 }
 
 /// Turns readiness off while the index can't be believed.

@@ -3,12 +3,14 @@
 //! An [`Identity`] is made here and nowhere else, and every decision is made by [`Authority`] from it and a
 //! repository's *name* alone: nothing here knows whether anything exists, so no answer can tell.
 
+pub mod account;
 mod authority;
 mod credential;
 pub mod htpasswd;
 mod identity;
 pub mod key_file;
 pub mod keys;
+pub mod oidc;
 mod rules;
 pub mod scope;
 mod throttle;

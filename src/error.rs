@@ -50,6 +50,10 @@ pub enum Code {
     InsufficientScope,
     /// Policy forbids it to everyone.
     Denied,
+    /// What the admin API is asked to do isn't said as it should be.
+    RequestInvalid,
+    /// There is something of that name already.
+    Conflict,
     /// The method is not one of this resource.
     Unsupported,
     /// What is asked of the token service is nothing that it does.
@@ -84,6 +88,8 @@ impl Code {
             Self::Unauthorized => ("UNAUTHORIZED", 401),
             Self::InvalidToken | Self::InsufficientScope => ("UNAUTHORIZED", 401),
             Self::Denied => ("DENIED", 403),
+            Self::RequestInvalid => ("REQUEST_INVALID", 400),
+            Self::Conflict => ("CONFLICT", 409),
             Self::Unsupported => ("UNSUPPORTED", 405),
             Self::TokenRequestInvalid => ("UNSUPPORTED", 400),
             Self::TooManyRequests => ("TOOMANYREQUESTS", 429),

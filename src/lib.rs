@@ -17,6 +17,7 @@ pub mod manifest;
 pub mod oci;
 pub mod reconcile;
 pub mod registry;
+pub mod roster;
 pub mod server;
 pub mod storage;
 pub mod tag;

@@ -1,5 +1,6 @@
 //! HTTP: what clients say, turned into calls of the rules, and what the rules say, turned into answers.
 
+pub mod admin;
 mod blobs;
 mod body;
 mod catalog;

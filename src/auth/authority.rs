@@ -38,6 +38,11 @@ impl Caller {
         Self { identity: Arc::new(Identity::ANONYMOUS), token: None, login: None }
     }
 
+    /// Whether they have shown what stands for all of them, and not a token for one purpose.
+    pub fn has_logged_in(&self) -> bool {
+        self.login.is_some()
+    }
+
     /// Somebody who has logged in with a password.
     fn logged_in(login: Login) -> Self {
         Self { identity: Arc::new(login.identity.clone()), token: None, login: Some(login) }

@@ -3,12 +3,15 @@
 //! Each command is one variant here and one file beside this one. Nothing here does the work.
 
 mod access;
+mod account;
 mod config;
 mod configure_docker;
 pub mod credential;
+mod desk;
 mod index;
 mod inspect;
 mod keys;
+mod rule;
 mod serve;
 
 use std::{
@@ -37,6 +40,8 @@ Examples:
   BERTH_STORAGE__URL=s3://my-bucket berth serve
                                               a setting from the environment
   berth config check                          what counts, and where each setting came from
+  berth account create ci --role writer --repository 'team/*' > key.json
+                                              a service account, and its key
   berth index rebuild                         fill a new index from the bucket
   berth inspect tag team/app:v1               what index and bucket say of a tag
   berth configure-docker r.example.com        let docker log in by docker-credential-berth
@@ -66,6 +71,12 @@ enum Command {
     /// Look at the configuration.
     #[command(subcommand)]
     Config(config::Command),
+    /// Manage service accounts: who isn't a person, and logs in with a key.
+    #[command(subcommand)]
+    Account(account::Command),
+    /// Manage access rules, beside those of the configuration.
+    #[command(subcommand)]
+    Rule(rule::Command),
     /// See what somebody may do, and which rule says so.
     #[command(subcommand)]
     Access(access::Command),
@@ -109,6 +120,9 @@ enum Failure {
     /// The registry did not do it.
     #[error(transparent)]
     Registry(#[from] Error),
+    /// A server did not do it, or was not reached.
+    #[error("{0}")]
+    Refused(String),
     /// Things were found of which the index and the bucket say different things.
     #[error("index and bucket disagree: {0} found")]
     Disagree(usize),
@@ -131,6 +145,7 @@ impl Failure {
             | Self::Held(_)
             | Self::Keys(_)
             | Self::Registry(_)
+            | Self::Refused(_)
             | Self::Disagree(_)
             | Self::Dangling(_)
             | Self::Forced
@@ -180,6 +195,8 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
     match arguments.command {
         Command::Serve => serve::serve(load(args.clone())?, args),
         Command::Config(command) => config::run(&command, args),
+        Command::Account(command) => account::run(&command, args),
+        Command::Rule(command) => rule::run(&command, args),
         Command::Access(command) => access::run(&command, &load(args)?.config),
         Command::Keys(command) => keys::run(&command, || load(args)),
         Command::Index(command) => index::run(&command, load(args)?),

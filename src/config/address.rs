@@ -163,6 +163,33 @@ impl Written for Site {
     }
 }
 
+/// The URL by which an OpenID Connect issuer is known, as it was written: tokens name it letter by letter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IssuerUrl(String);
+
+impl IssuerUrl {
+    /// The URL as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Written for IssuerUrl {
+    const NAME: &'static str = "IssuerUrl";
+    const WANT: &'static str = "an https URL without a query, such as \"https://token.actions.githubusercontent.com\"";
+
+    fn read(text: &str) -> Option<Self> {
+        let uri: Uri = text.parse().ok()?;
+        let authority = uri.authority().filter(|authority| !authority.as_str().contains('@'))?;
+        let good = uri.scheme_str() == Some("https") && !authority.host().is_empty() && !text.contains(['?', '#']);
+        good.then(|| Self(text.to_owned()))
+    }
+
+    fn write(&self) -> String {
+        self.0.clone()
+    }
+}
+
 /// Whose pages may call the registry from a browser.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CorsOrigin {

@@ -23,13 +23,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-pub use address::{CorsOrigin, IndexUrl, Listen, Namespace, RedisUrl, Site, StorageUrl};
+pub use address::{CorsOrigin, IndexUrl, IssuerUrl, Listen, Namespace, RedisUrl, Site, StorageUrl};
 pub use error::{ConfigError, Origin};
-pub use pattern::{RepositoryPattern, TagPattern};
+pub use pattern::{ClaimPattern, RepositoryPattern, TagPattern};
 pub use reference::reference;
 pub use text::{FilePath, Keys, MASK, Secret, Text, Word, Written};
 pub use tree::{
-    Admin, Anonymous, Auth, Config, Index, Limits, Log, LogFormat, Role, Rule, S3, Server, Storage, Tags, Tls,
+    Admin, Anonymous, Auth, Config, Index, Limits, Log, LogFormat, Oidc, Role, Rule, S3, Server, Storage, Tags, Tls,
     TlsVersion, Token,
 };
 pub use units::{Ceiling, LogFilter, Size};

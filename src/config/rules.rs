@@ -9,6 +9,7 @@ use super::{
     text::Written,
     tree::{Anonymous, Config, TlsVersion},
     units::Size,
+    who::Who,
 };
 
 /// The least and the most that `auth.token.ttl` may be. The token specification has clients take a minute
@@ -33,9 +34,10 @@ pub(super) fn settle(config: &mut Config, sources: &Sources) {
 pub(super) fn check(config: &Config, sources: &Sources) -> Result<(), ConfigError> {
     check_rules_are_whole(config, sources)?;
     check_somebody_may_enter(config, sources)?;
-    check_tls(config, sources)?;
+    check_issuers(config, sources)?;
     check_token_lives(config, sources)?;
     check_token_keys(config, sources)?;
+    check_tls(config, sources)?;
     check_index(config, sources)?;
     check_s3(config, sources)?;
     check_upload_memory(config, sources)
@@ -53,6 +55,27 @@ fn check_rules_are_whole(config: &Config, sources: &Sources) -> Result<(), Confi
             if empty {
                 let key = super::source::dotted(&["auth", "rules", name, key].map(str::to_owned));
                 return refuse(sources, &key, "found an empty list".to_owned(), "want at least one");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// An issuer without an audience would let in tokens that were meant for anybody; a rule about an issuer that
+/// isn't there is a typing mistake.
+fn check_issuers(config: &Config, sources: &Sources) -> Result<(), ConfigError> {
+    for (name, issuer) in &config.auth.oidc {
+        if issuer.audience.is_empty() {
+            let key = super::source::dotted(&["auth", "oidc", name, "audience"].map(str::to_owned));
+            return refuse(sources, &key, "found an empty list".to_owned(), "want at least one");
+        }
+    }
+    for (name, rule) in &config.auth.rules {
+        for who in &rule.who {
+            let Who::Federated { issuer, .. } = &**who else { continue };
+            if !config.auth.oidc.contains_key(issuer) {
+                let key = super::source::dotted(&["auth", "rules", name, "who"].map(str::to_owned));
+                return refuse(sources, &key, format!("found \"{who}\""), "want an issuer of [auth.oidc]");
             }
         }
     }

@@ -460,13 +460,16 @@ fn nearest(word: &str, candidates: &[String]) -> Option<String> {
 
 /// What the named table at a path may hold.
 pub(super) fn find_named<'a>(root: &'a Section, path: &[String]) -> Option<&'a Section> {
-    let mut section = root;
-    for part in path {
+    let (mut section, mut parts) = (root, path.iter());
+    while let Some(part) = parts.next() {
         match section.keys.get(part)? {
             Node::Section(inner) => section = inner,
-            Node::Named { each, .. } => return Some(each),
+            Node::Named { each, .. } => {
+                parts.next()?;
+                section = each;
+            }
             Node::Values(_) | Node::Leaf(_) => return None,
         }
     }
-    None
+    Some(section)
 }

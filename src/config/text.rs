@@ -157,6 +157,13 @@ impl Written for FilePath {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Word(String);
 
+impl Word {
+    /// A word of ours.
+    pub(super) fn literal(word: &'static str) -> Self {
+        Self(word.to_owned())
+    }
+}
+
 impl Deref for Word {
     type Target = str;
 

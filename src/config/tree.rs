@@ -8,8 +8,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    address::{CorsOrigin, IndexUrl, Listen, Namespace, Site, StorageUrl},
-    pattern::{RepositoryPattern, TagPattern},
+    address::{CorsOrigin, IndexUrl, IssuerUrl, Listen, Namespace, Site, StorageUrl},
+    pattern::{ClaimPattern, RepositoryPattern, TagPattern},
     text::{FilePath, Keys, Secret, Text, Word},
     units::{Ceiling, LogFilter, Size},
     who::{Member, Who},
@@ -21,7 +21,7 @@ use super::{
 pub struct Config {
     /// Where clients reach the registry.
     pub server: Server,
-    /// The listener for those who run Berth: metrics and health.
+    /// The listener for those who run Berth: metrics, health and the admin API.
     pub admin: Admin,
     /// The bucket: where the bytes are, and the truth.
     pub storage: Storage,
@@ -63,7 +63,8 @@ pub struct Server {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Admin {
-    /// The address to listen on. It asks for no password: let only those reach it who run Berth.
+    /// The address to listen on. Metrics and health are for anyone who reaches it; the admin API asks
+    /// who it is, unless the address is a loopback address.
     pub listen: Text<SocketAddr>,
     /// Whether it speaks TLS, with the certificate of `[tls]`.
     pub tls: bool,
@@ -168,10 +169,45 @@ pub struct Auth {
     pub htpasswd: Option<Text<FilePath>>,
     /// Groups that rules can name, each with a list of who is in it.
     pub groups: BTreeMap<String, Vec<Text<Member>>>,
+    /// OpenID Connect issuers whose ID tokens are passwords here, by a name of your own, which rules name them
+    /// by: `oidc:NAME:SUBJECT`.
+    pub oidc: BTreeMap<String, Oidc>,
     /// The tokens that Berth issues.
     pub token: Token,
     /// Rules, by a name of your own. They only add up: what one grants, no other takes away.
     pub rules: BTreeMap<String, Rule>,
+}
+
+/// `[auth.oidc.<name>]`
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Oidc {
+    /// The issuer, exactly as its tokens name it in `iss`. Its keys are found by way of
+    /// `/.well-known/openid-configuration` below it.
+    pub issuer: Text<IssuerUrl>,
+    /// Whom a token must be meant for: one of these stands in its `aud`. Choose a name that no other service
+    /// takes, such as the URL of this registry, or a token that was meant for them opens this one.
+    pub audience: Vec<Text<Word>>,
+    /// Claims that a token must have, each with patterns of which its value matches one; `*` is any
+    /// characters. A claim that is a list matches with any of its items.
+    #[serde(default)]
+    pub claims: BTreeMap<String, Vec<Text<ClaimPattern>>>,
+    /// The claim that says who it is: SUBJECT in `oidc:NAME:SUBJECT`.
+    #[serde(default = "subject_claim")]
+    #[schemars(extend("x-default" = "`\"sub\"`"))]
+    pub subject: Text<Word>,
+    /// Claims that name groups. A group is called by the issuer and the value: rules name it
+    /// `group:NAME:VALUE`.
+    #[serde(default)]
+    pub groups: Vec<Text<Word>>,
+    /// The file of certificates, in PEM, by which the issuer is known where a public authority doesn't vouch
+    /// for it. Only these count then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca: Option<Text<FilePath>>,
+}
+
+fn subject_claim() -> Text<Word> {
+    Text(Word::literal("sub"))
 }
 
 /// `[auth.token]`

@@ -1,6 +1,7 @@
 //! The one integration binary: Berth in process and as a real binary, against real stores and indexes.
 
 mod access;
+mod accounts;
 mod api;
 mod architecture;
 mod berth;
@@ -24,11 +25,13 @@ mod imports;
 mod index;
 mod model;
 mod nginx;
+mod oidc;
 mod redis_server;
 mod rules_bench;
 mod rules_cost;
 mod rules_faults;
 mod rules_rebuild;
+mod rules_roster;
 mod rules_tag;
 mod rules_upload;
 mod s3_server;
