@@ -168,9 +168,15 @@ pub(super) fn host_of(address: &str) -> Result<String, Trouble> {
     let authority: Option<http::uri::Authority> = host.parse().ok();
     match authority {
         _ if host.is_empty() => Err(Trouble::NoServer),
-        Some(authority) if !authority.as_str().contains('@') => Ok(host),
+        Some(authority) if is_plain(&authority) => Ok(host),
         _ => Err(Trouble::Told(format!("{address:?} is not the address of a registry; want HOST or HOST:PORT"))),
     }
+}
+
+/// Whether it is a host with a port or without, and nothing else.
+fn is_plain(authority: &http::uri::Authority) -> bool {
+    let port = authority.as_str().strip_prefix(authority.host()).and_then(|rest| rest.strip_prefix(':'));
+    authority.as_str() == authority.host() || port.is_some_and(|port| port.parse::<u16>().is_ok())
 }
 
 #[cfg(test)]
