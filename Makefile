@@ -1,7 +1,7 @@
 # What people and CI run. `make run` and `make test` are all that a newcomer needs.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check check-all docs-config loadtest
+.PHONY: help run test model check check-all docs-config loadtest
 
 CARGO ?= cargo
 # Told to the build, so that `berth --version` names the commit.
@@ -17,10 +17,14 @@ run: ## Build Berth and start it on 127.0.0.1:5000.
 test: ## Install what the tests need, and run all of them.
 	scripts/setup-tests
 	$(CARGO) test --locked
+	$(CARGO) test --locked -p berth-model -- --nocapture
+
+model: ## Search the models of the protocols further than each change can wait for.
+	$(CARGO) test --release --locked -p berth-model -- --include-ignored --nocapture
 
 check: ## All that a change must pass: format, lints, docs, tests, dependencies.
 	$(CARGO) fmt --check
-	$(CARGO) clippy --locked --all-targets -- -D warnings
+	$(CARGO) clippy --locked --all-targets -p berth -p berth-model -p loadtest -- -D warnings
 	$(CARGO) clippy --locked --test clients -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --document-private-items
 	$(MAKE) test

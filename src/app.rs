@@ -27,6 +27,7 @@ use crate::{
     index::{Connect, IndexError, embedded::Embedded, metered::MeteredConnect, redis::Redis},
     inspect::Inspector,
     reconcile,
+    redirect::{Redirects, cloudfront::UnfitKey},
     registry::{Options, OtherIndex, Registry},
     roster::{AccountLogins, Roster},
     server::{self, Drain, End, Listener, Tls},
@@ -70,6 +71,9 @@ pub enum StartError {
     /// There is no saying who may do what.
     #[error(transparent)]
     Access(AccessError),
+    /// The private key of a CDN can't be used.
+    #[error("redirect.cdn.private_key: {0}")]
+    Cdn(#[from] UnfitKey),
     /// An address can't be listened on.
     #[error("can't listen on {address}: {source}")]
     Listen {
@@ -125,7 +129,8 @@ impl App {
     /// Everything that clients reach: the API, and health.
     pub fn router(&self) -> Result<Router, StartError> {
         let origins: Vec<String> = self.config.server.cors_origins.iter().map(ToString::to_string).collect();
-        let api = api::router(Arc::clone(&self.registry), Arc::clone(&self.access.authority));
+        let redirects = Redirects::new(&self.config.redirect)?;
+        let api = api::router(Arc::clone(&self.registry), Arc::clone(&self.access.authority), redirects);
         let api = Origins::parse(&origins)?.around(api);
         let limit = self.config.limits.requests.get() as usize;
         let observer = Observer::new(Arc::clone(&self.metrics), limit, self.proxies());
@@ -277,6 +282,7 @@ async fn open_store(config: &Config) -> Result<Arc<dyn Store>, StartError> {
                 bucket: bucket.clone(),
                 prefix: prefix.clone(),
                 endpoint: s3.endpoint.as_ref().map(|endpoint| endpoint.as_str().to_owned()),
+                public_endpoint: s3.public_endpoint.as_ref().map(|endpoint| endpoint.as_str().to_owned()),
                 region: s3.region.as_ref().map(ToString::to_string),
                 path_style: s3.path_style,
                 access_key: s3

@@ -3,7 +3,7 @@
 //! Only the index makes a [`Blob`], and only a `Blob` can be opened: who holds one has the proof that the
 //! repository links it. Bytes come in by [`crate::upload`].
 
-use std::{ops::Range, sync::Arc};
+use std::{ops::Range, sync::Arc, time::Duration};
 
 use serde_json::json;
 use ulid::Ulid;
@@ -17,7 +17,7 @@ use crate::{
     },
     oci::Digest,
     registry::Repository,
-    storage::{ByteStream, DataKey, Key, Store},
+    storage::{ByteStream, DataKey, Key, SignedUrl, Store},
 };
 
 /// A blob that a repository links.
@@ -46,6 +46,17 @@ impl Blob {
             return Ok(Box::pin(futures_util::stream::empty()));
         }
         Ok(self.store.read(&Key::Data(self.data), range).await?)
+    }
+
+    /// The object that holds its bytes, and never any others.
+    pub fn data(&self) -> DataKey {
+        self.data
+    }
+
+    /// A URL by which anyone may GET its bytes from the store, for up to `life`; `None` where the store has no
+    /// such thing.
+    pub async fn sign(&self, life: Duration) -> Result<Option<SignedUrl>> {
+        Ok(self.store.sign(&Key::Data(self.data), life).await?)
     }
 }
 

@@ -394,7 +394,7 @@ pub async fn read_json<T: serde::de::DeserializeOwned>(store: &Arc<dyn Store>, k
 }
 
 /// Milliseconds of CLOCK_BOOTTIME: monotonic, and it goes on while the machine sleeps.
-fn boottime() -> u64 {
+pub(crate) fn boottime() -> u64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
     now.tv_sec as u64 * 1000 + now.tv_nsec as u64 / 1_000_000
 }

@@ -16,6 +16,7 @@ pub mod inspect;
 pub mod manifest;
 pub mod oci;
 pub mod reconcile;
+pub mod redirect;
 pub mod registry;
 pub mod roster;
 pub mod server;

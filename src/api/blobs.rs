@@ -1,4 +1,4 @@
-//! Blobs: read, whole or in ranges, and deleted. They come in by [`super::uploads`].
+//! Blobs: read, whole or in ranges, here or by a redirect, and deleted. They come in by [`super::uploads`].
 
 use axum::{body::Body, response::Response};
 use bytes::Bytes;
@@ -6,24 +6,26 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use http::{
     HeaderValue, StatusCode,
     header::{
-        ACCEPT_RANGES, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_SECURITY_POLICY, CONTENT_TYPE,
-        X_CONTENT_TYPE_OPTIONS,
+        ACCEPT_RANGES, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_SECURITY_POLICY, CONTENT_TYPE, LOCATION,
+        ORIGIN, USER_AGENT, X_CONTENT_TYPE_OPTIONS,
     },
 };
-use std::ops::Range;
+use std::{ops::Range, sync::Arc};
 use ulid::Ulid;
 
 use super::{
     body::{self, Outgoing},
     dispatch::Call,
+    observe::{BlobBytes, Seen},
     range::{self, Wanted},
-    respond::{self, FOREVER, NO_SNIFF},
+    respond::{self, CONTENT_DIGEST, FOREVER, NEVER, NO_SNIFF},
     route::Read,
 };
 use crate::{
     blob::Blob,
-    error::Result,
+    error::{Error, Result},
     oci::{Digest, RepositoryName},
+    redirect::Asker,
 };
 
 /// The type of every blob: what it claims to be is for who pulls it, never for a browser (CVE-2026-103667).
@@ -39,16 +41,63 @@ pub(super) async fn read(call: &Call, name: &RepositoryName, digest: &Digest, re
         Read::Head => repository.blob_to_keep(digest).await?,
         Read::Get => repository.blob(digest).await?,
     };
-    let mut response = match read {
+    let response = match read {
         _ if range::has_already(&call.headers, digest) => respond::empty(StatusCode::NOT_MODIFIED),
         Read::Head => part(StatusCode::OK, Body::empty(), blob.size()),
-        Read::Get => match range::wanted(&call.headers, digest, blob.size()) {
-            Wanted::Whole => part(StatusCode::OK, send(&blob, None).await?, blob.size()),
-            Wanted::One(range) => one(&blob, range).await?,
-            Wanted::Several(ranges) => several(blob, ranges)?,
-            Wanted::Nothing => nothing(&blob),
-        },
+        Read::Get => {
+            let wanted = range::wanted(&call.headers, digest, blob.size());
+            if let Some(bytes) = wanted.length(blob.size())
+                && let Some(url) = elsewhere(call, name, &blob).await?
+            {
+                return redirect(&url, digest, bytes);
+            }
+            here(blob, wanted).await?
+        }
     };
+    describe(response, digest)
+}
+
+/// The URL by which the client fetches the blob, where it is to fetch it elsewhere.
+async fn elsewhere(call: &Call, name: &RepositoryName, blob: &Blob) -> Result<Option<Arc<str>>> {
+    let Some(redirects) = &call.api.redirects else { return Ok(None) };
+    // A page in a browser can't follow: the store would have to let in its origin, which after a redirect is
+    // `null`. What it asks for is a config, to show it.
+    if call.headers.contains_key(ORIGIN) || range::depends_on_digest(&call.headers) {
+        return Ok(None);
+    }
+    let user_agent = call.headers.get(USER_AGENT).map(HeaderValue::as_bytes);
+    redirects.url(Asker { address: call.client, user_agent, repository: name }, blob).await
+}
+
+/// 307 to a signed URL, for so many bytes. It is a password of sorts: no cache may keep it, and HTTP/2 doesn't
+/// put it into its table either.
+fn redirect(url: &str, digest: &Digest, bytes: u64) -> Result<Response> {
+    let mut response = respond::empty(StatusCode::TEMPORARY_REDIRECT);
+    let headers = response.headers_mut();
+    let mut location = HeaderValue::from_str(url).map_err(Error::internal)?;
+    location.set_sensitive(true);
+    headers.insert(LOCATION, location);
+    headers.insert(CONTENT_DIGEST, respond::text(digest.to_string())?);
+    headers.insert(CACHE_CONTROL, NEVER);
+    headers.insert(X_CONTENT_TYPE_OPTIONS, NO_SNIFF);
+    response.extensions_mut().insert(Seen { blob: Some(BlobBytes::Redirected(bytes)), ..Seen::default() });
+    Ok(response)
+}
+
+/// What is wanted of the blob, from the store through us.
+async fn here(blob: Blob, wanted: Wanted) -> Result<Response> {
+    let mut response = match wanted {
+        Wanted::Whole => part(StatusCode::OK, send(&blob, None).await?, blob.size()),
+        Wanted::One(range) => one(&blob, range).await?,
+        Wanted::Several(ranges) => several(blob, ranges)?,
+        Wanted::Nothing => return Ok(nothing(&blob)),
+    };
+    response.extensions_mut().insert(Seen { blob: Some(BlobBytes::Streamed), ..Seen::default() });
+    Ok(response)
+}
+
+/// Adds what is true of every answer about a blob that is given here.
+fn describe(mut response: Response, digest: &Digest) -> Result<Response> {
     let is_error = response.status().is_client_error();
     let headers = response.headers_mut();
     respond::name_content(headers, digest)?;

@@ -3,7 +3,7 @@
 //! Handlers never ask whether they may: that is decided here, from the route alone, before anything is
 //! looked up, so that the answer to who may not is the same whether a thing exists or not.
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
 use axum::{
     body::Body,
@@ -25,6 +25,7 @@ use crate::{
     auth::{Action, Authority, Caller, Grant},
     error::{Code, Error, Result},
     oci::RepositoryName,
+    redirect::Redirects,
     registry::{Registry, Repository},
 };
 
@@ -35,6 +36,8 @@ pub(super) struct Api {
     pub(super) registry: Arc<Registry>,
     /// Who may have it.
     pub(super) authority: Arc<Authority>,
+    /// Who fetches the bytes of blobs elsewhere; `None` where nobody does.
+    pub(super) redirects: Option<Redirects>,
 }
 
 /// One request that was allowed, as its handler needs it.
@@ -43,6 +46,8 @@ pub(super) struct Call {
     pub(super) caller: Caller,
     pub(super) grant: Grant,
     pub(super) headers: HeaderMap,
+    /// The client's address, where it is known.
+    pub(super) client: Option<IpAddr>,
 }
 
 impl Call {
@@ -77,7 +82,8 @@ pub(super) async fn answer(State(api): State<Arc<Api>>, request: Request) -> Res
             let mut seen = seen(&route);
             let response = match enter(&api, &head, &route, &mut seen).await {
                 Ok((caller, grant)) => {
-                    let call = Call { api, caller, grant, headers: head.headers };
+                    let client = token::address(&head);
+                    let call = Call { api, caller, grant, headers: head.headers, client };
                     serve(call, route, body).await.unwrap_or_else(|error| respond::error(error, id.as_ref()))
                 }
                 Err(error) => {
@@ -168,9 +174,9 @@ fn seen(route: &Route) -> Seen {
     }
 }
 
-/// Tells them, together with what the answer may know of its error.
+/// Tells them, together with what the answer may know of its error and of a blob's bytes.
 fn see(mut response: Response, seen: Seen) -> Response {
-    let error = response.extensions_mut().remove::<Seen>().and_then(|seen| seen.error);
-    response.extensions_mut().insert(Seen { error, ..seen });
+    let Seen { error, blob, .. } = response.extensions_mut().remove().unwrap_or_default();
+    response.extensions_mut().insert(Seen { error, blob, ..seen });
     response
 }

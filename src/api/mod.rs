@@ -27,12 +27,12 @@ use axum::{
     routing::{any, get},
 };
 
-use crate::{auth::Authority, registry::Registry};
+use crate::{auth::Authority, redirect::Redirects, registry::Registry};
 
-/// The API of one registry, for those whom `authority` lets in. It answers every path that no other route
-/// takes.
-pub fn router(registry: Arc<Registry>, authority: Arc<Authority>) -> Router {
-    let api = Arc::new(dispatch::Api { registry, authority });
+/// The API of one registry, for those whom `authority` lets in; `redirects` sends them elsewhere for the bytes of
+/// blobs. It answers every path that no other route takes.
+pub fn router(registry: Arc<Registry>, authority: Arc<Authority>, redirects: Option<Redirects>) -> Router {
+    let api = Arc::new(dispatch::Api { registry, authority, redirects });
     Router::new()
         .route(challenge::TOKEN_PATH, any(token::token))
         .route("/.well-known/jwks.json", get(token::public_keys))

@@ -104,6 +104,17 @@ pub struct Seen {
     pub identity: Option<String>,
     /// Why it was refused or failed.
     pub error: Option<ErrorSeen>,
+    /// Where the bytes of a blob come from, where it is asked for them.
+    pub blob: Option<BlobBytes>,
+}
+
+/// Where a client gets the bytes of a blob from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BlobBytes {
+    /// They are this response's body.
+    Streamed,
+    /// It was sent elsewhere for this many.
+    Redirected(u64),
 }
 
 /// What went wrong with a request.
@@ -115,10 +126,20 @@ pub struct ErrorSeen {
     pub cause: Option<String>,
 }
 
+impl BlobBytes {
+    /// How many come from elsewhere, if they do.
+    fn elsewhere(self) -> Option<u64> {
+        match self {
+            Self::Streamed => None,
+            Self::Redirected(bytes) => Some(bytes),
+        }
+    }
+}
+
 impl Seen {
     /// A route, and nothing else known.
     pub fn route(route: &'static str) -> Self {
-        Self { route, repository: None, reference: None, identity: None, error: None }
+        Self { route, repository: None, reference: None, identity: None, error: None, blob: None }
     }
 
     fn failed(code: &'static str, cause: Option<String>) -> Self {
@@ -331,6 +352,7 @@ impl Record {
             first_byte_ms = self.first_byte.map(milliseconds),
             bytes_in,
             bytes_out = self.bytes_out,
+            redirected_bytes = self.seen.blob.and_then(BlobBytes::elsewhere),
             ending,
             client = line.client.map(|client| tracing::field::display(client.0)),
             peer = line.peer.map(tracing::field::display),
@@ -354,6 +376,11 @@ impl Drop for Record {
         observer.metrics.active_requests.dec();
         observer.metrics.bytes_in.inc_by(bytes_in);
         observer.metrics.bytes_out.inc_by(self.bytes_out);
+        match self.seen.blob {
+            Some(BlobBytes::Streamed) => _ = observer.metrics.blob_bytes_streamed.inc_by(self.bytes_out),
+            Some(BlobBytes::Redirected(bytes)) => _ = observer.metrics.blob_bytes_redirected.inc_by(bytes),
+            None => {}
+        }
         observer.metrics.request_ended(self.method, self.seen.route, self.status, took);
         // An orchestrator asks several times a second; only a refusal is worth a line.
         let is_quiet = self.status == 200 && matches!(self.seen.route, "livez" | "readyz" | "startupz" | "metrics");

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use http::{
     HeaderMap,
-    header::{CONTENT_RANGE, IF_NONE_MATCH, IF_RANGE, RANGE},
+    header::{CONTENT_RANGE, IF_MATCH, IF_NONE_MATCH, IF_RANGE, RANGE},
 };
 
 use crate::{
@@ -109,6 +109,23 @@ fn sent_range(text: &str) -> Option<Range<u64>> {
     let (first, last) = range.split_once('-')?;
     let (first, end) = (number(first.trim())?, number(last.trim())?.checked_add(1)?);
     (first < end).then_some(first..end)
+}
+
+impl Wanted {
+    /// How many bytes of `size` are wanted, where they are in one piece.
+    pub fn length(&self, size: u64) -> Option<u64> {
+        match self {
+            Self::Whole => Some(size),
+            Self::One(range) => Some(range.end - range.start),
+            Self::Several(_) | Self::Nothing => None,
+        }
+    }
+}
+
+/// Whether an answer depends on a validator that only we know: a store that was asked the same would compare the
+/// client's digest with an ETag of its own.
+pub fn depends_on_digest(headers: &HeaderMap) -> bool {
+    headers.contains_key(IF_RANGE) || headers.contains_key(IF_MATCH)
 }
 
 /// Whether the client has what it asks for already: `If-None-Match` names its digest, in quotes as it must

@@ -190,6 +190,37 @@ impl Written for IssuerUrl {
     }
 }
 
+/// What URLs begin with: a scheme, a host and perhaps a path, kept without a slash at its end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UrlStart(String);
+
+impl UrlStart {
+    /// As it is put before a slash and the rest: `https://cdn.example.com/registry`.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Written for UrlStart {
+    const NAME: &'static str = "UrlStart";
+    const WANT: &'static str =
+        "an absolute http or https URL without a query, such as \"https://d111111abcdef8.cloudfront.net\"";
+
+    fn read(text: &str) -> Option<Self> {
+        let text = text.strip_suffix('/').unwrap_or(text);
+        let from = text.find("://")? + "://".len();
+        let (site, path) = text.split_at(text[from..].find('/').map_or(text.len(), |at| from + at));
+        // Letters that mean themselves in a URL and in the JSON of a policy.
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~%".contains(&byte);
+        let good = |part: &str| !matches!(part, "" | "." | "..") && part.bytes().all(plain);
+        (Site::read(site).is_some() && path.split('/').skip(1).all(good)).then(|| Self(text.to_owned()))
+    }
+
+    fn write(&self) -> String {
+        self.0.clone()
+    }
+}
+
 /// Whose pages may call the registry from a browser.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CorsOrigin {
@@ -397,6 +428,29 @@ mod tests {
             "https://me@r.example.com",
         ] {
             assert_eq!(Site::read(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn starts_of_urls_are_read_and_written() {
+        for (text, shown) in [
+            ("https://cdn.example.com", "https://cdn.example.com"),
+            ("https://cdn.example.com/", "https://cdn.example.com"),
+            ("http://127.0.0.1:8080/a/b-c/", "http://127.0.0.1:8080/a/b-c"),
+        ] {
+            assert_eq!(UrlStart::read(text).unwrap().write(), shown);
+        }
+        for bad in [
+            "",
+            "cdn.example.com",
+            "https://",
+            "https://c/a?b",
+            "https://c/a#b",
+            "https://c//a",
+            "https://c/\"",
+            "ftp://c",
+        ] {
+            assert_eq!(UrlStart::read(bad), None, "{bad}");
         }
     }
 

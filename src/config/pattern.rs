@@ -1,4 +1,4 @@
-//! Patterns of repositories and of tags, and whether a name matches one.
+//! Patterns of repositories, tags and user agents, and whether something matches one.
 
 use std::str::FromStr;
 
@@ -140,6 +140,32 @@ impl Written for ClaimPattern {
     }
 }
 
+/// Which `User-Agent`s are meant: `*` stands for any characters, also none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AgentPattern(String);
+
+impl AgentPattern {
+    /// Whether the user agent, as its client sent it, is one of those meant.
+    pub fn matches(&self, agent: &[u8]) -> bool {
+        wildcard(self.0.as_bytes(), agent, |part| *part == b'*', |part, byte| part == byte)
+    }
+}
+
+impl Written for AgentPattern {
+    const NAME: &'static str = "AgentPattern";
+    const WANT: &'static str = "a User-Agent, where * is any characters, such as \"containerd/*\"";
+
+    fn read(text: &str) -> Option<Self> {
+        // What no header can hold would never match.
+        let good = !text.trim().is_empty() && !text.contains(char::is_control);
+        good.then(|| Self(text.to_owned()))
+    }
+
+    fn write(&self) -> String {
+        self.0.clone()
+    }
+}
+
 /// Whether `text` is covered by `pattern`, in which `*` stands for any characters, also none.
 pub(super) fn matches_text(pattern: &str, text: &str) -> bool {
     wildcard(pattern.as_bytes(), text.as_bytes(), |part| *part == b'*', |part, byte| part == byte)
@@ -245,6 +271,26 @@ mod tests {
         }
         for bad in ["", "a/b", "v[0-9]", ".v", "v ?"] {
             assert_eq!(TagPattern::read(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn user_agents_match_by_character() {
+        for (pattern, yes, no) in [
+            ("containerd/*", vec!["containerd/2.1.0", "containerd/"], vec!["x containerd/2", "Containerd/2"]),
+            ("*Mozilla*", vec!["Mozilla/5.0 (X11)", "x Mozilla"], vec!["curl/8"]),
+            ("curl/8.0", vec!["curl/8.0"], vec!["curl/8.0.1"]),
+        ] {
+            let pattern = AgentPattern::read(pattern).unwrap();
+            for agent in yes {
+                assert!(pattern.matches(agent.as_bytes()), "{pattern:?} {agent}");
+            }
+            for agent in no {
+                assert!(!pattern.matches(agent.as_bytes()), "{pattern:?} {agent}");
+            }
+        }
+        for bad in ["", " ", "a\nb"] {
+            assert_eq!(AgentPattern::read(bad), None, "{bad:?}");
         }
     }
 

@@ -1,6 +1,6 @@
 //! What must hold between settings, and the defaults that depend on other settings.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, ops::RangeInclusive, time::Duration};
 
 use super::{
     Sources,
@@ -19,6 +19,10 @@ const LONGEST_TOKEN: Duration = Duration::from_secs(24 * 3600);
 
 /// The smallest part of a multipart upload that S3 takes, but for the last.
 const SMALLEST_PART: Size = Size(5 << 20);
+
+/// How long a URL for a redirect may live. Below ten seconds a slow client would find it dead; seven days is the
+/// most that S3 signs for: <https://docs.aws.amazon.com/AmazonS3/latest/API/sigv4-query-string-auth.html>.
+const REDIRECT_TTL: RangeInclusive<Duration> = Duration::from_secs(10)..=Duration::from_secs(7 * 24 * 3600);
 
 /// Fills in the defaults that depend on other settings.
 pub(super) fn settle(config: &mut Config, sources: &Sources) {
@@ -40,6 +44,7 @@ pub(super) fn check(config: &Config, sources: &Sources) -> Result<(), ConfigErro
     check_tls(config, sources)?;
     check_index(config, sources)?;
     check_s3(config, sources)?;
+    check_redirect(config, sources)?;
     check_upload_memory(config, sources)
 }
 
@@ -145,7 +150,8 @@ fn check_index(config: &Config, sources: &Sources) -> Result<(), ConfigError> {
 fn check_s3(config: &Config, sources: &Sources) -> Result<(), ConfigError> {
     let s3 = &config.storage.s3;
     // A forgotten storage.url would otherwise keep a registry that was meant for a bucket in a directory.
-    let meant = ["endpoint", "region", "access_key_id", "secret_access_key"].map(|key| format!("storage.s3.{key}"));
+    let meant = ["endpoint", "public_endpoint", "region", "access_key_id", "secret_access_key"]
+        .map(|key| format!("storage.s3.{key}"));
     let set = meant.iter().find(|key| sources.is_set(key));
     if let (StorageUrl::File(_), Some(key)) = (&*config.storage.url, set) {
         let found = format!("found while storage.url is \"{}\"", config.storage.url);
@@ -158,6 +164,35 @@ fn check_s3(config: &Config, sources: &Sources) -> Result<(), ConfigError> {
     };
     let found = format!("found without storage.s3.{missing}");
     refuse(sources, &format!("storage.s3.{given}"), found, "want both or neither")
+}
+
+fn check_redirect(config: &Config, sources: &Sources) -> Result<(), ConfigError> {
+    let ttl = *config.redirect.ttl;
+    if !REDIRECT_TTL.contains(&ttl) {
+        let found = format!("found \"{}\"", config.redirect.ttl);
+        let (least, most) = (REDIRECT_TTL.start().write(), REDIRECT_TTL.end().write());
+        return refuse(sources, "redirect.ttl", found, &format!("want \"{least}\" to \"{most}\""));
+    }
+    let cdn = &config.redirect.cdn;
+    let parts = [
+        ("kind", cdn.kind.is_some()),
+        ("url", cdn.url.is_some()),
+        ("key_pair_id", cdn.key_pair_id.is_some()),
+        ("private_key", cdn.private_key.is_some()),
+    ];
+    let Some((given, _)) = parts.iter().find(|(_, is_set)| *is_set) else { return Ok(()) };
+    let key = format!("redirect.cdn.{given}");
+    if let Some((missing, _)) = parts.iter().find(|(_, is_set)| !is_set) {
+        let found = format!("found without redirect.cdn.{missing}");
+        return refuse(sources, &key, found, "want all of kind, url, key_pair_id and private_key, or none");
+    }
+    match &*config.storage.url {
+        StorageUrl::S3 { .. } => Ok(()),
+        StorageUrl::File(_) => {
+            let found = format!("found while storage.url is \"{}\"", config.storage.url);
+            refuse(sources, &key, found, "want an s3:// URL in storage.url, or nothing in [redirect.cdn]")
+        }
+    }
 }
 
 fn check_upload_memory(config: &Config, sources: &Sources) -> Result<(), ConfigError> {

@@ -128,6 +128,30 @@ impl Written for Keys {
     }
 }
 
+/// A private key in PEM, shown to nobody.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PrivateKey(String);
+
+impl PrivateKey {
+    /// The PEM itself, for the one place that needs it.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Written for PrivateKey {
+    const NAME: &'static str = "PrivateKey";
+    const WANT: &'static str = "a private key in PEM (-----BEGIN PRIVATE KEY----- and so on)";
+
+    fn read(text: &str) -> Option<Self> {
+        text.contains("PRIVATE KEY-----").then(|| Self(text.to_owned()))
+    }
+
+    fn write(&self) -> String {
+        MASK.to_owned()
+    }
+}
+
 /// The path of a file; a relative one starts at the working directory.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct FilePath(PathBuf);

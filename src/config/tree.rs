@@ -8,9 +8,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    address::{CorsOrigin, IndexUrl, IssuerUrl, Listen, Namespace, Site, StorageUrl},
-    pattern::{ClaimPattern, RepositoryPattern, TagPattern},
-    text::{FilePath, Keys, Secret, Text, Word},
+    address::{CorsOrigin, IndexUrl, IssuerUrl, Listen, Namespace, Site, StorageUrl, UrlStart},
+    pattern::{AgentPattern, ClaimPattern, RepositoryPattern, TagPattern},
+    text::{FilePath, Keys, PrivateKey, Secret, Text, Word},
     units::{Ceiling, LogFilter, Size},
     who::{Member, Who},
 };
@@ -25,6 +25,8 @@ pub struct Config {
     pub admin: Admin,
     /// The bucket: where the bytes are, and the truth.
     pub storage: Storage,
+    /// Whether clients fetch the bytes of blobs from Berth, or by its leave from the bucket itself.
+    pub redirect: Redirect,
     /// The index, which makes answers fast. All that is in it can be rebuilt from the bucket.
     pub index: Index,
     /// TLS, where Berth speaks it itself and no proxy in front does.
@@ -91,6 +93,10 @@ pub struct S3 {
     /// The store's URL, where it is not Amazon's own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<Text<Site>>,
+    /// The URL at which clients reach the store, where it is not the one that Berth uses itself. Only what
+    /// clients are redirected to names it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub public_endpoint: Option<Text<Site>>,
     /// The region. Where it is not set, `AWS_REGION` counts.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub region: Option<Text<Word>>,
@@ -104,6 +110,60 @@ pub struct S3 {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend("x-secret" = true))]
     pub secret_access_key: Option<Text<Secret>>,
+}
+
+/// `[redirect]`
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Redirect {
+    /// Whether a client that pulls a blob is sent (307) to the bucket for its bytes, by a URL that is signed for
+    /// it. Clients must be able to reach the bucket then: see `storage.s3.public_endpoint`. A local directory
+    /// has no such URLs, and Berth sends the bytes itself.
+    pub enabled: bool,
+    /// For how long such a URL can be fetched, `10s` to `168h`, the most that S3 takes. For as long, at most,
+    /// one who has lost the right to pull can still fetch a blob by a URL that was given out before.
+    pub ttl: Text<Duration>,
+    /// Berth sends the bytes of smaller blobs itself.
+    pub min_size: Text<Size>,
+    /// Networks (`10.0.0.0/8`) or single addresses of clients to which Berth sends the bytes itself.
+    pub except_networks: Vec<Text<IpNet>>,
+    /// Patterns of the `User-Agent` of clients to which Berth sends the bytes itself; `*` stands for any
+    /// characters. Separate several by commas in the environment, where one can't have a comma in it.
+    pub except_user_agents: Vec<Text<AgentPattern>>,
+    /// Patterns of repositories whose blobs Berth sends itself: `*` is any one component of a name, `**` any
+    /// number, also none.
+    pub except_repositories: Vec<Text<RepositoryPattern>>,
+    /// The CDN in front of the bucket, where there is one: clients are then sent there.
+    pub cdn: Cdn,
+}
+
+/// `[redirect.cdn]`
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Cdn {
+    /// Whose CDN it is, and so how its URLs are signed. The other keys here go with it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kind: Option<CdnKind>,
+    /// What its URLs begin with, up to where the bucket's own keys begin (`data/…`): with the prefix of
+    /// `storage.url`, unless the CDN adds that itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub url: Option<Text<UrlStart>>,
+    /// The id that the CDN gave to the public key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key_pair_id: Option<Text<Word>>,
+    /// The private key that signs, in PEM: for CloudFront an RSA key of 2048 bits, or one of ECDSA on P-256.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-secret" = true))]
+    pub private_key: Option<Text<PrivateKey>>,
+}
+
+/// Whose CDN is in front of the bucket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+#[schemars(inline, extend("x-want" = "\"cloudfront\", the only one there is so far"))]
+pub enum CdnKind {
+    /// Amazon's.
+    CloudFront,
 }
 
 /// `[index]`
@@ -397,6 +457,22 @@ impl Default for Token {
 impl Default for Storage {
     fn default() -> Self {
         Self { url: Text(StorageUrl::File("berth-data".into())), sync: true, s3: S3::default() }
+    }
+}
+
+impl Default for Redirect {
+    /// 20 minutes: a client begins to fetch within moments, but after a break it may come back to the same URL;
+    /// and no right that was taken away lives on for much longer.
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            ttl: seconds(20 * 60),
+            min_size: Text(Size(0)),
+            except_networks: Vec::new(),
+            except_user_agents: Vec::new(),
+            except_repositories: Vec::new(),
+            cdn: Cdn::default(),
+        }
     }
 }
 

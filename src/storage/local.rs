@@ -24,7 +24,7 @@ use std::{
 
 use async_trait::async_trait;
 
-use super::{ByteStream, Chunks, Key, MultipartId, Page, PartId, Stat, StorageError, Store, StoreTime};
+use super::{ByteStream, Chunks, Key, MultipartId, Page, PartId, SignedUrl, Stat, StorageError, Store, StoreTime};
 use directory::Directory;
 
 /// The size of a part, in bytes. A part costs one write and one fsync here, no request; 4 MiB keeps both
@@ -220,7 +220,7 @@ impl Store for Local {
     }
 
     /// A directory has no URLs: Berth streams the bytes itself.
-    async fn sign(&self, _key: &Key, _life: Duration) -> Result<Option<String>, StorageError> {
+    async fn sign(&self, _key: &Key, _life: Duration) -> Result<Option<SignedUrl>, StorageError> {
         Ok(None)
     }
 }

@@ -4,7 +4,7 @@ use std::{fmt, ops::Range, sync::Arc, time::Duration, time::Instant};
 
 use async_trait::async_trait;
 
-use super::{ByteStream, Chunks, Key, MultipartId, Page, PartId, Stat, StorageError, Store, StoreTime};
+use super::{ByteStream, Chunks, Key, MultipartId, Page, PartId, SignedUrl, Stat, StorageError, Store, StoreTime};
 use crate::telemetry::{Calls, Operation, metrics::OK};
 
 /// A [`Store`] whose calls are metrics. A read is timed up to its first byte's stream, not to its end: how
@@ -133,7 +133,7 @@ impl Store for MeteredStore {
         note(&self.delete, started, self.inner.delete(key, deadline).await)
     }
 
-    async fn sign(&self, key: &Key, life: Duration) -> Result<Option<String>, StorageError> {
+    async fn sign(&self, key: &Key, life: Duration) -> Result<Option<SignedUrl>, StorageError> {
         let started = Instant::now();
         note(&self.sign, started, self.inner.sign(key, life).await)
     }

@@ -9,7 +9,7 @@ pub mod local;
 pub mod metered;
 pub mod s3;
 
-use std::{fmt, ops::Range, pin::Pin, sync::Arc};
+use std::{fmt, ops::Range, pin::Pin, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -25,12 +25,12 @@ pub struct StoreTime(pub u64);
 
 impl StoreTime {
     /// This time and `span` more.
-    pub fn plus(self, span: std::time::Duration) -> Self {
+    pub fn plus(self, span: Duration) -> Self {
         Self(self.0.saturating_add(span.as_millis() as u64))
     }
 
     /// This time less `span`.
-    pub fn minus(self, span: std::time::Duration) -> Self {
+    pub fn minus(self, span: Duration) -> Self {
         Self(self.0.saturating_sub(span.as_millis() as u64))
     }
 
@@ -103,6 +103,23 @@ pub struct MultipartId(pub String);
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PartId(pub String);
 
+/// A URL that lets whoever has it GET one object.
+#[derive(Clone, PartialEq, Eq)]
+pub struct SignedUrl {
+    /// The URL, as clients outside reach the store. It is as good as a password while it lives.
+    pub url: String,
+    /// For how long it is good from now on: what was asked for, or less where the credentials that signed it
+    /// expire before.
+    pub life: Duration,
+}
+
+/// The URL stays out of logs.
+impl fmt::Debug for SignedUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SignedUrl").field("life", &self.life).finish_non_exhaustive()
+    }
+}
+
 /// An object store under one prefix: a local directory or a bucket.
 ///
 /// Every method may be called from any task; none holds a lock over I/O that another method needs. A
@@ -165,8 +182,12 @@ pub trait Store: fmt::Debug + Send + Sync {
     /// ([`StorageError::TooLate`]). An object that is not there is a success.
     async fn delete(&self, key: &Key, deadline: StoreTime) -> Result<(), StorageError>;
 
-    /// A URL by which anyone may GET the object for `life`; `None` where the store has no such thing.
-    async fn sign(&self, key: &Key, life: std::time::Duration) -> Result<Option<String>, StorageError>;
+    /// A URL by which anyone may GET the object, whole or in ranges, for up to `life` (at least a second);
+    /// `None` where the store has no such thing, as a directory has not. It costs the store no request where
+    /// the store allows that; S3 does. The answer says `application/octet-stream` if the store lets that be
+    /// fixed, so that what was pushed never decides how a browser takes it. Nothing is looked up: a URL of
+    /// an object that isn't there can be signed as well.
+    async fn sign(&self, key: &Key, life: Duration) -> Result<Option<SignedUrl>, StorageError>;
 }
 
 /// Reads a small object whole, up to `limit` bytes; a larger one is [`StorageError::Unavailable`].

@@ -18,10 +18,10 @@ use object_store::{
     list::{PaginatedListOptions, PaginatedListStore},
     multipart::MultipartStore,
     path::Path,
-    signer::Signer,
+    signer::{SignedUrlOptions, Signer},
 };
 
-use super::{ByteStream, Chunks, Key, MultipartId, Page, PartId, Stat, StorageError, Store, StoreTime};
+use super::{ByteStream, Chunks, Key, MultipartId, Page, PartId, SignedUrl, Stat, StorageError, Store, StoreTime};
 use clock::Connector;
 
 /// The size of a part, in bytes. S3 wants at least 5 MiB; with 10,000 parts, 16 MiB allow 156 GiB.
@@ -58,6 +58,9 @@ pub struct S3Options {
     pub prefix: String,
     /// The URL of the server; `None` for AWS itself. With `http:` nothing is encrypted.
     pub endpoint: Option<String>,
+    /// The URL at which clients outside reach the same server, for what is signed; `None` where that is
+    /// `endpoint` as well.
+    pub public_endpoint: Option<String>,
     /// The region that signatures name; `None` for `AWS_REGION`, else `AWS_DEFAULT_REGION`, else us-east-1.
     pub region: Option<String>,
     /// Whether the bucket is in the path rather than in the host name.
@@ -69,15 +72,24 @@ pub struct S3Options {
 /// The secret stays out of logs.
 impl std::fmt::Debug for S3Options {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { bucket, prefix, endpoint, region, path_style, access_key } = self;
+        let Self { bucket, prefix, endpoint, public_endpoint, region, path_style, access_key } = self;
         f.debug_struct("S3Options")
             .field("bucket", bucket)
             .field("prefix", prefix)
             .field("endpoint", endpoint)
+            .field("public_endpoint", public_endpoint)
             .field("region", region)
             .field("path_style", path_style)
             .field("access_key", &access_key.as_ref().map(|(id, _)| id))
             .finish()
+    }
+}
+
+impl S3Options {
+    /// The same bucket as clients outside reach it.
+    fn seen_from_outside(&self) -> Self {
+        let endpoint = self.public_endpoint.clone().or_else(|| self.endpoint.clone());
+        Self { endpoint, ..self.clone() }
     }
 }
 
@@ -95,6 +107,8 @@ pub struct S3 {
     once: AmazonS3,
     /// For streaming: no timeout on the whole, which would include the time that a slow client takes.
     bodies: AmazonS3,
+    /// For URLs that clients are given, at the public endpoint. It sends nothing.
+    public: AmazonS3,
     /// For requests that we sign ourselves.
     client: HttpClient,
     connector: Connector,
@@ -120,6 +134,7 @@ impl S3 {
             writes: handle(Some(WRITE_TIMEOUT), RETRIES)?,
             once: handle(Some(CALL_TIMEOUT), 0)?,
             bodies: handle(None, RETRIES)?,
+            public: connect(&options.seen_from_outside(), &connector, None, 0).map_err(failed)?,
             client: connector.connect(&client_options(&options, Some(CALL_TIMEOUT))).map_err(failed)?,
             connector: connector.clone(),
         };
@@ -156,7 +171,7 @@ impl S3 {
             let Some(life) = u64::try_from(life).ok().filter(|life| *life > 0) else {
                 return Err(StorageError::TooLate(key.to_string()));
             };
-            let life = Duration::from_secs(life.min(LONGEST_SIGNATURE));
+            let life = Duration::from_secs(life).min(LONGEST_SIGNATURE);
             let signed = self.calls.signed_url(Method::DELETE, &self.path(key)?, life).await;
             let url = signed.map_err(|error| explain(&key.to_string(), &error))?;
             // Getting credentials may have taken a while before the signature was dated.
@@ -195,8 +210,9 @@ impl S3 {
     }
 }
 
-/// The longest life of a signature, in seconds: seven days, the most that S3 takes.
-const LONGEST_SIGNATURE: u64 = 7 * 24 * 60 * 60;
+/// The longest life of a signature, seven days:
+/// <https://docs.aws.amazon.com/AmazonS3/latest/API/sigv4-query-string-auth.html>.
+const LONGEST_SIGNATURE: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
 fn client_options(options: &S3Options, timeout: Option<Duration>) -> ClientOptions {
     let plain = options.endpoint.as_ref().is_some_and(|endpoint| endpoint.starts_with("http:"));
@@ -398,9 +414,12 @@ impl Store for S3 {
         refused_delete(&about, parts.status, &String::from_utf8_lossy(&body), self.now() > deadline)
     }
 
-    async fn sign(&self, key: &Key, life: Duration) -> Result<Option<String>, StorageError> {
-        let signed = self.calls.signed_url(Method::GET, &self.path(key)?, life).await;
-        signed.map(|url| Some(url.into())).map_err(|error| explain(&key.to_string(), &error))
+    async fn sign(&self, key: &Key, life: Duration) -> Result<Option<SignedUrl>, StorageError> {
+        let life = life.min(LONGEST_SIGNATURE);
+        let fixed = SignedUrlOptions::new().with_query([("response-content-type", "application/octet-stream")]);
+        let signed = self.public.signed_url_opts(Method::GET, &self.path(key)?, life, &fixed).await;
+        let url = signed.map_err(|error| explain(&key.to_string(), &error))?.into();
+        Ok(Some(SignedUrl { url, life }))
     }
 }
 

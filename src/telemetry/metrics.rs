@@ -61,6 +61,11 @@ struct OutcomeLabels {
     outcome: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct WayLabels {
+    way: &'static str,
+}
+
 /// Every metric of the process, and the page that shows them.
 #[derive(Debug)]
 pub struct Metrics {
@@ -77,6 +82,12 @@ pub struct Metrics {
     pub requests_refused: Counter,
     /// `berth_requests_panicked_total`: ended by a bug of ours.
     pub requests_panicked: Counter,
+    /// `berth_blob_bytes_total`: bytes of blobs that clients were given, by way.
+    blob_bytes: Family<WayLabels, Counter>,
+    /// Those that we sent.
+    pub blob_bytes_streamed: Counter,
+    /// Those for which clients were sent to the store or a CDN. How many they fetched there, we don't see.
+    pub blob_bytes_redirected: Counter,
     /// `berth_connections`, open now.
     connections: Family<ListenerLabels, Gauge>,
     /// `berth_connections_refused_total`: turned away because too many were open.
@@ -92,6 +103,7 @@ pub struct Metrics {
 impl Metrics {
     /// All metrics at zero. `version` is Berth's own, for `berth_build_info`.
     pub fn new(version: &'static str) -> Arc<Self> {
+        let blob_bytes: Family<WayLabels, Counter> = Family::default();
         let mut metrics = Self {
             registry: Registry::default(),
             requests: Family::new_with_constructor(|| Histogram::new(REQUEST_SECONDS)),
@@ -100,6 +112,9 @@ impl Metrics {
             bytes_out: Counter::default(),
             requests_refused: Counter::default(),
             requests_panicked: Counter::default(),
+            blob_bytes_streamed: blob_bytes.get_or_create_owned(&WayLabels { way: "streamed" }),
+            blob_bytes_redirected: blob_bytes.get_or_create_owned(&WayLabels { way: "redirected" }),
+            blob_bytes,
             connections: Family::default(),
             connections_refused: Counter::default(),
             connections_cut: Counter::default(),
@@ -137,6 +152,12 @@ impl Metrics {
             "Bytes of response bodies handed to connections",
             Unit::Bytes,
             self.bytes_out.clone(),
+        );
+        registry.register_with_unit(
+            "berth_blob",
+            "Bytes of blobs that clients were given, or sent elsewhere for",
+            Unit::Bytes,
+            self.blob_bytes.clone(),
         );
         registry.register(
             "berth_requests_refused",

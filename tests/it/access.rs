@@ -86,13 +86,13 @@ impl Bench {
         let keys = KeyRing::make(Kind::EdDsa, now() - 1000).unwrap().text();
         let authority = authority(&keys, options);
         let registry = Arc::clone(&app.registry);
-        let client = Client::router(api::router(Arc::clone(&registry), Arc::clone(&authority)));
+        let client = Client::router(api::router(Arc::clone(&registry), Arc::clone(&authority), None));
         Self { registry, authority, client, keys, _directory: directory }
     }
 
     /// A client of the same registry behind another authority.
     fn behind(&self, authority: Arc<Authority>) -> Client {
-        Client::router(api::router(Arc::clone(&self.registry), authority))
+        Client::router(api::router(Arc::clone(&self.registry), authority, None))
     }
 
     async fn answer_to(&self, name: &str, query: &str) -> Answer {

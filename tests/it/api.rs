@@ -54,7 +54,7 @@ impl Berth {
             },
         };
         let authority = Authority::of_rules(AccessRules::new(None, rules.iter().map(rule))).unwrap();
-        Client(api::router(Arc::clone(&self.registry), authority))
+        Client(api::router(Arc::clone(&self.registry), authority, None))
     }
 
     fn admin(&self) -> Client {

@@ -117,8 +117,12 @@ fn every_example_of_settings_is_accepted() {
             if !block.starts_with('[') {
                 continue;
             }
-            // The file that a secret is read from is not on this machine.
+            // The files that secrets are read from are not on this machine.
             let block = block.replace("secret_access_key_file", "secret_access_key");
+            let block = block.replace(
+                "private_key_file = \"/etc/berth/cloudfront.pem\"",
+                "private_key = \"-----BEGIN PRIVATE KEY-----\"",
+            );
             if let Err(error) = berth::config::Config::parse(Path::new("example.toml"), &block) {
                 panic!("{}: {error}", path.display());
             }

@@ -295,6 +295,41 @@ fn each_mistake_is_one_line() {
         ),
         (
             "",
+            &[("BERTH_REDIRECT__TTL", "5s")],
+            "redirect.ttl (BERTH_REDIRECT__TTL): found \"5s\"; want \"10s\" to \"168h\"",
+        ),
+        (
+            "[redirect]\nttl = \"169h\"",
+            &[],
+            "redirect.ttl (DIR/berth.toml:2): found \"169h\"; want \"10s\" to \"168h\"",
+        ),
+        (
+            "",
+            &[("BERTH_REDIRECT__EXCEPT_NETWORKS", "10.0.0.0/8,10.0.0.1/8")],
+            "redirect.except_networks (BERTH_REDIRECT__EXCEPT_NETWORKS): found \"10.0.0.1/8\"; want a list, and in it a network such as \"10.0.0.0/8\" or \"fd00::/8\", or a single IP address",
+        ),
+        (
+            "redirect.cdn.url = \"https://c\"",
+            &[],
+            "redirect.cdn.url (DIR/berth.toml:1): found without redirect.cdn.kind; want all of kind, url, key_pair_id and private_key, or none",
+        ),
+        (
+            "",
+            &[("BERTH_REDIRECT__CDN__KIND", "akamai")],
+            "redirect.cdn.kind (BERTH_REDIRECT__CDN__KIND): found \"akamai\"; want \"cloudfront\", the only one there is so far",
+        ),
+        (
+            "[redirect.cdn]\nkind = \"cloudfront\"\nurl = \"https://c\"\nkey_pair_id = \"K\"\nprivate_key = \"-----BEGIN PRIVATE KEY-----\"",
+            &[],
+            "redirect.cdn.kind (DIR/berth.toml:2): found while storage.url is \"file:berth-data\"; want an s3:// URL in storage.url, or nothing in [redirect.cdn]",
+        ),
+        (
+            "[redirect.cdn]\nprivate_key_file = \"DIR/secret\"",
+            &[],
+            "redirect.cdn.private_key (DIR/berth.toml:2): found ***; want a private key in PEM (-----BEGIN PRIVATE KEY----- and so on)",
+        ),
+        (
+            "",
             &[("BERTH_INDEX__URL", "rediss://u:pass@h")],
             "index.url (BERTH_INDEX__URL): found ***; want \"embedded\", \"embedded:PATH\" or \"redis://[USER:PASSWORD@]HOST:PORT/DATABASE\"",
         ),

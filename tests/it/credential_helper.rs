@@ -24,9 +24,10 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::{
-    berth::{Berth, run},
+    berth::{Berth, Setup, run},
     e2e_docker::Daemon,
     e2e_tools::Tool,
+    oidc::{Issuer, Key},
     tls::Authority,
 };
 
@@ -227,7 +228,8 @@ impl Front {
     }
 
     async fn forward(&self, request: Request) -> Response {
-        let (head, body) = request.into_parts();
+        let (mut head, body) = request.into_parts();
+        head.headers.remove(AUTHORIZATION);
         let body = to_bytes(body, 64 << 20).await.unwrap();
         let url = format!("{}{}", self.behind, head.uri);
         let request = self.client.request(head.method, url).headers(head.headers).body(body);
@@ -453,4 +455,72 @@ fn log_in(front: &Front) {
         docker(&["pull", &image("podman")]);
         is_by("docker");
     }
+}
+
+/// Berth itself at the other end: an account's key, an ID token of an issuer that it trusts, and a user's password
+/// that `docker login` hands to the helper.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn berth_takes_what_the_helper_gives() {
+    let signer = Key::new(jsonwebtoken::Algorithm::ES256, "signer");
+    let issuer = Issuer::start(&[&signer]).await;
+    let token = signer.sign(&issuer.claims());
+    tokio::task::block_in_place(|| use_helper(&issuer, &token));
+}
+
+fn use_helper(issuer: &Issuer, token: &str) {
+    let (home, crane, daemon) = (Home::new(), Tool::new("crane"), Daemon::start());
+    fs::write(home.path("users"), format!("alice:{}\n", bcrypt::hash("secret", 4).unwrap())).unwrap();
+    let path = |name: &str| home.path(name).to_str().unwrap().to_owned();
+    let mut account = home.of(env!("CARGO_BIN_EXE_berth"), &["account", "create", "ci", "--role", "writer"]);
+    account.args(["--repository", "team/*"]).env("BERTH_STORAGE__URL", format!("file:{}", path("data")));
+    fs::write(home.path("key.json"), run(&mut account)).unwrap();
+    let berth = Setup::of(&[
+        ("BERTH_AUTH__HTPASSWD", &path("users")),
+        ("BERTH_AUTH__OIDC__HUB__ISSUER", &issuer.url),
+        ("BERTH_AUTH__OIDC__HUB__AUDIENCE", "berth.example"),
+        ("BERTH_AUTH__OIDC__HUB__CA", issuer.ca.to_str().unwrap()),
+        ("BERTH_AUTH__RULES__TEAM__WHO", "oidc:hub:repo:team/*,user:alice"),
+        ("BERTH_AUTH__RULES__TEAM__ROLE", "writer"),
+        ("BERTH_AUTH__RULES__TEAM__REPOSITORIES", "team/*"),
+    ])
+    .over(&home.path("data"))
+    .start();
+    let host = berth.host();
+    crane.tar("layer.tar", 1, 1000);
+    daemon.import(&format!("{host}/team/docker:1"), 1000);
+    let environment = [("BERTH_ID_TOKEN".to_owned(), token.to_owned()), ("HOME".to_owned(), path(""))];
+    let configure = |arguments: &[&str]| {
+        let mut command = home.of(env!("CARGO_BIN_EXE_berth"), &["configure-docker", &host]);
+        run(command.args(arguments).env("DOCKER_CONFIG", daemon.path("config")));
+    };
+    let with = |command: &mut Command| {
+        with_helper(command.env("DOCKER_CONFIG", daemon.path("config")), &environment);
+        run(command)
+    };
+    let push = || {
+        with(&mut crane.command(&[
+            "append",
+            "--oci-empty-base",
+            "-f",
+            "layer.tar",
+            "-t",
+            &format!("{host}/team/app:1"),
+        ]));
+        with(&mut crane.command(&["validate", "--remote", &format!("{host}/team/app:1")]));
+        with(&mut daemon.docker(&["push", &format!("{host}/team/docker:1")]));
+    };
+    for source in [format!("key:{}", path("key.json")), "gitlab".to_owned()] {
+        configure(&["--token-source", &source]);
+        push();
+    }
+    assert_eq!(home.get(&host, &[("BERTH_ID_TOKEN", token)])["Username"], "<token>");
+    home.helper(&["erase"], &host);
+
+    configure(&[]);
+    with(&mut daemon.docker(&["login", "-u", "alice", "-p", "secret", &host]));
+    // Docker was given a refresh token, and lets the helper keep that in the place of the password.
+    assert_eq!(home.helper(&["list"], ""), json!({ &host: "<token>" }).to_string());
+    push();
+    with(&mut daemon.docker(&["logout", &host]));
+    assert_eq!(home.helper(&["list"], ""), "{}");
 }

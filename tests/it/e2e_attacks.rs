@@ -33,7 +33,7 @@ impl Registry {
     /// A client of the same registry that may do everything.
     fn admin(&self) -> Client {
         let access = Authority::of_rules(AccessRules::new(Some(Role::Admin), [])).unwrap();
-        Client::router(berth::api::router(Arc::clone(&self.app.registry), access))
+        Client::router(berth::api::router(Arc::clone(&self.app.registry), access, None))
     }
 }
 

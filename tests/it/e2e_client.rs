@@ -141,6 +141,20 @@ impl Client {
         self.send("GET", path, &[], Bytes::new()).await
     }
 
+    /// GETs a blob as clients do: from elsewhere, where the registry sends them there.
+    pub(crate) async fn fetch(&self, path: &str, headers: &[(&str, &str)]) -> Answer {
+        let answer = self.send("GET", path, headers, Bytes::new()).await;
+        if answer.status != 307 {
+            return answer;
+        }
+        let elsewhere = answer.header("location");
+        let mut fetched =
+            remote(&reqwest::Client::new(), elsewhere, "GET", "", headers, reqwest::Body::default()).await.unwrap();
+        // Only the registry knows it, so that is where clients learn it.
+        fetched.headers.insert("docker-content-digest", answer.headers["docker-content-digest"].clone());
+        fetched
+    }
+
     pub(crate) async fn head(&self, path: &str) -> Answer {
         self.send("HEAD", path, &[], Bytes::new()).await
     }
@@ -169,7 +183,7 @@ impl Client {
 
     /// Fails unless the blob is there and whole.
     pub(crate) async fn expect_blob(&self, repository: &str, digest: &str, bytes: &[u8]) {
-        let answer = self.get(&format!("/v2/{repository}/blobs/{digest}")).await.expect(200);
+        let answer = self.fetch(&format!("/v2/{repository}/blobs/{digest}"), &[]).await.expect(200);
         assert!(answer.body == bytes, "{digest}: {} bytes that differ", answer.body.len());
         assert_eq!(answer.header("docker-content-digest"), digest);
     }

@@ -228,7 +228,7 @@ async fn a_pull_goes_on_after_its_token_has_ended() {
         100,
         api::origin::Proxies::default(),
     )
-    .around(api::router(Arc::clone(&app.registry), authority))
+    .around(api::router(Arc::clone(&app.registry), authority, None))
     .layer(axum::middleware::from_fn_with_state(Arc::clone(&seen), slow_at_first));
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let host = listener.local_addr().unwrap().to_string();

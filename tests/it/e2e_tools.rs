@@ -66,7 +66,7 @@ impl Tool {
 }
 
 /// Two images for two platforms, and an image index of both, by crane.
-fn push_index(crane: &Tool, host: &str) -> String {
+pub(crate) fn push_index(crane: &Tool, host: &str) -> String {
     for (platform, seed, size) in [("linux/amd64", 1, 1000), ("linux/arm64", 2, 6 << 20)] {
         let architecture = platform.split('/').nth(1).unwrap();
         crane.tar("layer.tar", seed, size);

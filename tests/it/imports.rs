@@ -10,7 +10,7 @@ use std::{
 };
 
 /// The levels, lowest first.
-const LEVELS: [&[&str]; 13] = [
+const LEVELS: [&[&str]; 14] = [
     &["oci"],
     &["telemetry"],
     &["config"],
@@ -19,6 +19,7 @@ const LEVELS: [&[&str]; 13] = [
     &["error"],
     &["auth"],
     &["blob", "collect", "epoch", "inspect", "manifest", "reconcile", "registry", "roster", "tag", "upload", "worker"],
+    &["redirect"],
     &["api"],
     &["server"],
     &["app"],
@@ -29,9 +30,9 @@ const LEVELS: [&[&str]; 13] = [
 /// The foreign crates that have owners, and exactly who imports each.
 const OWNED: [(&str, &[&str]); 32] = [
     ("argon2", &["auth"]),
-    ("aws_lc_rs", &["auth"]),
+    ("aws_lc_rs", &["auth", "redirect"]),
     ("axum", &["api", "app", "server"]),
-    ("base64", &["auth", "cli", "registry", "upload"]),
+    ("base64", &["auth", "cli", "redirect", "registry", "upload"]),
     ("bcrypt", &["auth"]),
     ("chrono", &["auth", "cli", "storage"]),
     ("clap", &["cli"]),
@@ -42,17 +43,16 @@ const OWNED: [(&str, &[&str]); 32] = [
     ("http_body_util", &["api"]),
     ("hyper", &["server"]),
     ("hyper_util", &["server"]),
-    ("ipnet", &["api", "config"]),
+    ("ipnet", &["api", "config", "redirect"]),
     ("jsonwebtoken", &["auth"]),
     ("object_store", &["storage"]),
     ("prometheus_client", &["server", "telemetry"]),
-    ("quick_cache", &["auth", "registry"]),
+    ("quick_cache", &["auth", "redirect", "registry"]),
     ("redb", &["index"]),
     ("redis", &["index"]),
     ("reqwest", &["auth", "cli"]),
     ("rustix", &["epoch", "storage", "telemetry"]),
-    ("reqwest", &["cli"]),
-    ("rustls", &["server"]),
+    ("rustls", &["redirect", "server"]),
     ("schemars", &["config"]),
     ("serde_path_to_error", &["config"]),
     ("sha2", &["auth", "oci", "upload"]),

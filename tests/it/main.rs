@@ -26,6 +26,7 @@ mod index;
 mod model;
 mod nginx;
 mod oidc;
+mod redirect;
 mod redis_server;
 mod rules_bench;
 mod rules_cost;

@@ -91,7 +91,7 @@ impl Run {
 
 fn servers(bench: &Bench) -> [Router; 2] {
     [&bench.a, &bench.b].map(|engine| {
-        api::router(engine.clone(), Authority::of_rules(AccessRules::new(Some(Role::Admin), None)).unwrap())
+        api::router(engine.clone(), Authority::of_rules(AccessRules::new(Some(Role::Admin), None)).unwrap(), None)
     })
 }
 

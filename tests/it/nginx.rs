@@ -159,11 +159,37 @@ async fn large_bodies_go_through() {
     }
 }
 
-/// The configuration that people have today: TLS and passwords in nginx, and a registry that lets everybody in.
+/// The configuration that people have today: TLS and passwords in nginx, which passes them on as well, and a
+/// registry that lets everybody in.
 #[test]
 fn clients_log_in_to_an_nginx_with_passwords() {
     let berth = Setup::of(&[("BERTH_AUTH__ANONYMOUS", "admin")]).start();
-    let nginx = Nginx::start(1, &berth, |config| config);
+    log_in_and_push(&Nginx::start(1, &berth, |config| config));
+}
+
+/// Berth knows the users, and nginx is believed on where clients get their tokens.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_log_in_to_berth_behind_nginx() {
+    let directory = TempDir::new().unwrap();
+    let users = directory.path().join("users");
+    fs::write(&users, format!("alice:{}\n", bcrypt::hash("secret", 4).unwrap())).unwrap();
+    let berth = Setup::of(&[
+        ("BERTH_SERVER__TRUSTED_PROXIES", "127.0.0.1"),
+        ("BERTH_AUTH__HTPASSWD", users.to_str().unwrap()),
+        ("BERTH_AUTH__RULES__TEAM__WHO", "user:alice"),
+        ("BERTH_AUTH__RULES__TEAM__ROLE", "writer"),
+        ("BERTH_AUTH__RULES__TEAM__REPOSITORIES", "team/**"),
+    ])
+    .start();
+    let nginx = Nginx::start(0, &berth, |config| config);
+    let challenge = nginx.client().get("/v2/").await.expect(401);
+    let realm = format!("Bearer realm=\"https://{}/v2/token\",service=\"berth\"", nginx.address);
+    assert_eq!(challenge.header("www-authenticate"), realm);
+    tokio::task::block_in_place(|| log_in_and_push(&nginx));
+}
+
+/// Each client as alice, who is refused without her password.
+fn log_in_and_push(nginx: &Nginx) {
     let (host, ca) = (nginx.address.to_string(), nginx.authority.path("ca.crt"));
     let certificates = TempDir::new().unwrap();
     fs::copy(&ca, certificates.path().join("ca.crt")).unwrap();
@@ -192,15 +218,10 @@ fn clients_log_in_to_an_nginx_with_passwords() {
     skopeo.run(&["--insecure-policy", "copy", &from, &to, &format!("docker://{image}"), &copy]);
 
     let podman = Tool::new("podman");
-    fs::write(podman.path().join("policy.json"), r#"{"default": [{"type": "insecureAcceptAnything"}]}"#).unwrap();
-    let storage = format!(
-        "[storage]\ndriver = \"vfs\"\ngraphroot = \"{0}/graph\"\nrunroot = \"{0}/run\"\n",
-        podman.path().display()
-    );
-    fs::write(podman.path().join("storage.conf"), storage).unwrap();
+    podman.write_policy();
     podman.run(&["login", &at, "-u", "alice", "-p", "secret", &host]);
-    podman.run(&["pull", "--signature-policy", "policy.json", &at, &image]);
-    podman.run(&["push", "--signature-policy", "policy.json", &at, &image, &format!("{host}/team/podman:1")]);
+    podman.run(&["pull", &at, &image]);
+    podman.run(&["push", &at, &image, &format!("{host}/team/podman:1")]);
 
     let daemon = Daemon::start();
     let image = format!("{host}/team/docker:1");

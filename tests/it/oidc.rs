@@ -38,9 +38,9 @@ use crate::{accounts::Clients, berth::Setup, tls::Authority};
 type Said = (u16, String, String);
 
 /// An issuer; it stops when this is dropped.
-struct Issuer {
-    url: String,
-    ca: PathBuf,
+pub(crate) struct Issuer {
+    pub(crate) url: String,
+    pub(crate) ca: PathBuf,
     said: Arc<Mutex<BTreeMap<String, Said>>>,
     asked: Arc<Mutex<Vec<String>>>,
     accepting: JoinHandle<()>,
@@ -56,7 +56,7 @@ impl Drop for Issuer {
 const DISCOVERY: &str = "/.well-known/openid-configuration";
 
 impl Issuer {
-    async fn start(keys: &[&Key]) -> Self {
+    pub(crate) async fn start(keys: &[&Key]) -> Self {
         let authority = Authority::new();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("https://{}", listener.local_addr().unwrap());
@@ -105,7 +105,7 @@ impl Issuer {
     }
 
     /// Claims that are good.
-    fn claims(&self) -> Value {
+    pub(crate) fn claims(&self) -> Value {
         let now = now();
         json!({ "iss": self.url, "aud": "berth.example", "sub": "repo:team/app:ref:refs/heads/main", "iat": now,
             "nbf": now, "exp": now + 300, "ref": "refs/heads/main", "groups": ["dev"] })
@@ -156,7 +156,7 @@ fn now() -> u64 {
 }
 
 /// A key of the issuer's, or of somebody who would like to be it.
-struct Key {
+pub(crate) struct Key {
     algorithm: Algorithm,
     id: String,
     private: EncodingKey,
@@ -164,7 +164,7 @@ struct Key {
 }
 
 impl Key {
-    fn new(algorithm: Algorithm, id: &str) -> Self {
+    pub(crate) fn new(algorithm: Algorithm, id: &str) -> Self {
         let pair = match algorithm {
             Algorithm::RS256 | Algorithm::PS256 => KeyPair::generate_rsa_for(&PKCS_RSA_SHA256, RsaKeySize::_2048),
             Algorithm::ES384 => KeyPair::generate_for(&PKCS_ECDSA_P384_SHA384),
@@ -193,7 +193,7 @@ impl Key {
         Self { algorithm, id: id.to_owned(), private, public }
     }
 
-    fn sign(&self, claims: &Value) -> String {
+    pub(crate) fn sign(&self, claims: &Value) -> String {
         self.sign_with(claims, |_| {})
     }
 

@@ -5,8 +5,10 @@
 use std::{sync::Arc, time::Duration};
 
 use berth::{
+    config,
     epoch::Timing,
-    oci::{Algorithm, Reference},
+    oci::{Algorithm, Reference, RepositoryName},
+    redirect::{Asker, Redirects},
     registry::{Options, Repository},
     upload::Incoming,
 };
@@ -17,8 +19,13 @@ use crate::rules_bench::{self as bench, Bench, PART, bytes_of, on, pushed, sha25
 
 /// A lease that needs no renewal while a test runs, so that no request is not the operation's own.
 async fn warm() -> Bench {
-    let timing = Timing { lease: Duration::from_secs(3600), ..Timing::default() };
-    bench::local(Options { timing, ..bench::options() }).await
+    bench::local(still()).await
+}
+
+/// Options with such a lease.
+fn still() -> Options {
+    let timing = Timing { lease: Duration::from_secs(3600), ..bench::options().timing };
+    Options { timing, ..bench::options() }
 }
 
 /// Lets what went on in the background end, and counts anew.
@@ -58,6 +65,38 @@ async fn reading_costs_one_round_trip() {
     quiet(&bench).await;
     on(&bench.a, "app").await.blob_to_keep(&layer).await.unwrap();
     assert_cost(&bench, "HEAD of a blob", 1, 0);
+}
+
+/// Signing asks nobody, and what was signed once isn't signed again.
+#[tokio::test]
+async fn a_blob_redirect_costs_one_round_trip_and_no_request() {
+    const BLOBS: u32 = 50;
+    let bench = bench::remote(still()).await;
+    let name: RepositoryName = "app".parse().unwrap();
+    let mut digests = Vec::new();
+    for number in 0..BLOBS {
+        digests.push(bench.blob("app", &number.to_be_bytes()).await);
+    }
+    let redirects = Redirects::new(&config::Redirect::default()).unwrap().unwrap();
+    let asker = Asker { address: None, user_agent: None, repository: &name };
+    quiet(&bench).await;
+    let blob = on(&bench.a, "app").await.blob(&digests[0]).await.unwrap();
+    redirects.url(asker, &blob).await.unwrap().unwrap();
+    assert_cost(&bench, "blob GET, redirected", 1, 0);
+    let mut blobs = Vec::new();
+    for digest in &digests {
+        blobs.push(on(&bench.a, "app").await.blob(digest).await.unwrap());
+    }
+    quiet(&bench).await;
+    for what in ["signed", "signed before"] {
+        let begun = std::time::Instant::now();
+        for blob in &blobs {
+            redirects.url(asker, blob).await.unwrap().unwrap();
+        }
+        println!("a URL, {what}: {:.1} µs", begun.elapsed().as_secs_f64() * 1e6 / f64::from(BLOBS));
+    }
+    assert_cost(&bench, "URLs of blobs", 0, 0);
+    assert_eq!(bench.probe.cost().counts.get("sign").copied().unwrap_or_default(), 49, "one each, one before");
 }
 
 #[tokio::test]

@@ -18,7 +18,10 @@ use berth::{
     config::Role,
     index::{Ask, Batch, Connect, Index, IndexError, Outcome, Shard, Write, embedded::Embedded},
     registry::{OtherIndex, Registry},
-    storage::{ByteStream, Chunks, Key, MultipartId, Page, PartId, Stat, StorageError, Store, StoreTime, local::Local},
+    storage::{
+        ByteStream, Chunks, Key, MultipartId, Page, PartId, SignedUrl, Stat, StorageError, Store, StoreTime,
+        local::Local,
+    },
     worker,
 };
 use bytes::Bytes;
@@ -134,7 +137,7 @@ impl Store for BuggyStore {
         self.inner.delete(key, deadline).await
     }
 
-    async fn sign(&self, key: &Key, life: Duration) -> Result<Option<String>, StorageError> {
+    async fn sign(&self, key: &Key, life: Duration) -> Result<Option<SignedUrl>, StorageError> {
         self.inner.sign(key, life).await
     }
 }
@@ -233,10 +236,8 @@ impl Scene {
             Registry::open(Arc::new(store), Arc::new(connect), options, OtherIndex::Refuse).await.unwrap()
         };
         let client = |registry: &Arc<Registry>| {
-            Client::router(api::router(
-                Arc::clone(registry),
-                Authority::of_rules(AccessRules::new(Some(Role::Admin), None)).unwrap(),
-            ))
+            let everything = Authority::of_rules(AccessRules::new(Some(Role::Admin), None)).unwrap();
+            Client::router(api::router(Arc::clone(registry), everything, None))
         };
         let sound = open(Bug::None, &Arc::default()).await;
         let (first, second) = (open(bug, &probe).await, open(bug, &Arc::default()).await);

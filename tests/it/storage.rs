@@ -40,6 +40,7 @@ pub(crate) fn options(server: &S3Server) -> S3Options {
         bucket: server.bucket.clone(),
         prefix: "some/where".to_owned(),
         endpoint: Some(server.endpoint.clone()),
+        public_endpoint: None,
         region: Some("us-east-1".to_owned()),
         path_style: true,
         access_key: Some((server.access_key.clone(), server.secret_key.clone())),
@@ -424,10 +425,14 @@ async fn a_signed_url_lets_anyone_get_and_do_nothing_else() {
             assert_eq!(url, None);
             continue;
         };
-        let (url, client) = (url.expect("url"), reqwest::Client::new());
+        let (url, client) = (url.expect("url").url, reqwest::Client::new());
         assert!(url.starts_with(&format!("{}/{}/some/where/data/", server.endpoint, server.bucket)), "{url}");
         let got = client.get(&url).send().await.expect("get");
+        let kind = got.headers()["content-type"].clone();
+        assert_eq!(kind, "application/octet-stream", "whatever was pushed");
         assert_eq!((got.status().as_u16(), got.text().await.expect("text")), (200, "signed".to_owned()));
+        let part = client.get(&url).header("range", "bytes=2-3").send().await.expect("get");
+        assert_eq!((part.status().as_u16(), part.text().await.expect("text")), (206, "gn".to_owned()));
         assert_eq!(client.delete(&url).send().await.expect("delete").status().as_u16(), 403);
         assert_eq!(client.put(&url).body("x").send().await.expect("put").status().as_u16(), 403);
         assert_eq!(whole(&store, &key).await.expect("read"), "signed");
@@ -445,6 +450,22 @@ async fn an_epoch_is_found_at_its_place() {
     }
 }
 
+/// Clients outside may reach the store by another name than Berth does, which the signature covers.
+#[tokio::test]
+async fn a_signed_url_names_the_public_endpoint_and_nothing_else_does() {
+    let server = s3_server::start().await;
+    let public_endpoint = Some("https://s3.example.com".to_owned());
+    let store = S3::open(S3Options { public_endpoint, ..options(&server) }).await.expect("open");
+    let key = data();
+    store.put(&key, vec![pattern(1)], None).await.expect("put");
+    let signed = store.sign(&key, Duration::from_secs(60)).await.expect("sign").expect("url");
+    assert!(signed.url.starts_with(&format!("https://s3.example.com/bucket/some/where/{key}?")), "{}", signed.url);
+    assert_eq!(signed.life, Duration::from_secs(60));
+    assert!(!format!("{signed:?}").contains("Signature"), "a URL is as good as a password");
+    assert!(store.stat(&key).await.expect("stat").is_some());
+    store.delete(&key, store.now().plus(Duration::from_secs(60))).await.expect("delete");
+}
+
 /// What [`Store::delete`] of S3 rests on: the server itself refuses a signature that has expired.
 #[tokio::test]
 async fn an_expired_signature_is_refused_by_the_server() {
@@ -452,7 +473,7 @@ async fn an_expired_signature_is_refused_by_the_server() {
     let store: Arc<dyn Store> = Arc::new(S3::open(options(&server)).await.expect("open"));
     let key = data();
     store.put(&key, vec![pattern(1)], None).await.expect("put");
-    let url = store.sign(&key, Duration::from_secs(1)).await.expect("sign").expect("url");
+    let url = store.sign(&key, Duration::from_secs(1)).await.expect("sign").expect("url").url;
     tokio::time::sleep(Duration::from_millis(2500)).await;
     let refused = reqwest::get(&url).await.expect("get");
     assert_eq!(refused.status().as_u16(), 403);

@@ -65,6 +65,17 @@ impl Authority {
         Setup::of(&[&files[..], more].concat())
     }
 
+    /// The same for a registry that lets nobody in but ann, whose password is `secret`.
+    fn closed(&self) -> Setup {
+        fs::write(self.path("users"), format!("ann:{}\n", bcrypt::hash("secret", 4).unwrap())).unwrap();
+        self.setup(&[
+            ("BERTH_AUTH__HTPASSWD", self.path("users").to_str().unwrap()),
+            ("BERTH_AUTH__RULES__ANN__WHO", "user:ann"),
+            ("BERTH_AUTH__RULES__ANN__ROLE", "writer"),
+            ("BERTH_AUTH__RULES__ANN__REPOSITORIES", "team/**"),
+        ])
+    }
+
     /// The beginnings of a client that trusts this authority and nobody else.
     fn builder(&self) -> reqwest::ClientBuilder {
         let ca = Certificate::from_pem(&fs::read(self.path("ca.crt")).unwrap()).unwrap();
@@ -256,9 +267,9 @@ async fn a_new_certificate_is_taken_up_and_no_connection_dropped() {
 
 /// Crane, skopeo and podman check the certificate by an authority that only they were told of.
 #[test]
-fn clients_with_a_ca_of_their_own_push_and_pull() {
+fn clients_with_a_ca_of_their_own_log_in_and_push_and_pull() {
     let authority = Authority::new();
-    let berth = authority.setup(&[]).start();
+    let berth = authority.closed().start();
     let (host, ca) = (berth.host(), authority.path("ca.crt"));
     let certificates = TempDir::new().unwrap();
     fs::copy(&ca, certificates.path().join("ca.crt")).unwrap();
@@ -268,6 +279,8 @@ fn clients_with_a_ca_of_their_own_push_and_pull() {
     crane.tar("layer.tar", 1, 6 << 20);
     let image = format!("{host}/team/app:1");
     let with_ca = |arguments: &[&str]| crate::berth::run(crane.command(arguments).env("SSL_CERT_FILE", &ca));
+    let login = ["login", &host, "-u", "ann", "-p", "secret"];
+    with_ca(&[&["auth"], &login[..]].concat());
     with_ca(&["append", "--oci-empty-base", "-f", "layer.tar", "-t", &image]);
     with_ca(&["validate", "--remote", &image]);
     let distrusted = crane.fails(&["digest", &image]);
@@ -276,29 +289,28 @@ fn clients_with_a_ca_of_their_own_push_and_pull() {
     let skopeo = Tool::new("skopeo");
     let (from, to) = (format!("--src-cert-dir={certificates}"), format!("--dest-cert-dir={certificates}"));
     let copy = format!("docker://{host}/team/copy:1");
+    let at = format!("--cert-dir={certificates}");
+    assert!(skopeo.fails(&login).contains("certificate signed by unknown authority"));
+    skopeo.run(&[&login[..], &[&at]].concat());
     skopeo.run(&["--insecure-policy", "copy", &from, &to, &format!("docker://{image}"), &copy]);
     assert!(skopeo.fails(&["inspect", &copy]).contains("certificate signed by unknown authority"));
 
     let podman = Tool::new("podman");
-    fs::write(podman.path().join("policy.json"), r#"{"default": [{"type": "insecureAcceptAnything"}]}"#).unwrap();
-    let storage = format!(
-        "[storage]\ndriver = \"vfs\"\ngraphroot = \"{0}/graph\"\nrunroot = \"{0}/run\"\n",
-        podman.path().display()
-    );
-    fs::write(podman.path().join("storage.conf"), storage).unwrap();
-    let certificates = format!("--cert-dir={certificates}");
-    podman.run(&["pull", "--signature-policy", "policy.json", &certificates, &image]);
-    podman.run(&["push", "--signature-policy", "policy.json", &certificates, &image, &format!("{host}/team/podman:1")]);
+    podman.write_policy();
+    podman.run(&[&login[..], &[&at]].concat());
+    podman.run(&["pull", &at, &image]);
+    podman.run(&["push", &at, &image, &format!("{host}/team/podman:1")]);
     with_ca(&["validate", "--remote", &format!("{host}/team/podman:1")]);
 }
 
 /// A daemon reaches a registry on the machine itself by TLS without asking who it is.
 #[test]
-fn docker_pushes_and_pulls_by_tls() {
+fn docker_logs_in_and_pushes_and_pulls_by_tls() {
     let authority = Authority::new();
-    let (berth, daemon) = (authority.setup(&[]).start(), Daemon::start());
+    let (berth, daemon) = (authority.closed().start(), Daemon::start());
     let image = format!("{}/team/app:1", berth.host());
     daemon.import(&image, 1 << 20);
+    daemon.run(&["login", "-u", "ann", "-p", "secret", &berth.host()]);
     daemon.run(&["push", &image]);
     daemon.pull_again(&image);
 }

@@ -16,7 +16,7 @@ use std::{
 use async_trait::async_trait;
 use berth::{
     index::{Ask, Batch, Connect, Index, IndexError, Outcome, Shard, Write},
-    storage::{ByteStream, Chunks, Key, MultipartId, Page, PartId, Stat, StorageError, Store, StoreTime},
+    storage::{ByteStream, Chunks, Key, MultipartId, Page, PartId, SignedUrl, Stat, StorageError, Store, StoreTime},
 };
 use bytes::Bytes;
 
@@ -297,8 +297,9 @@ impl Store for WatchedStore {
         self.around("delete", &key.to_string(), self.inner.delete(key, deadline)).await
     }
 
-    async fn sign(&self, key: &Key, life: Duration) -> Result<Option<String>, StorageError> {
-        self.inner.sign(key, life).await
+    async fn sign(&self, key: &Key, life: Duration) -> Result<Option<SignedUrl>, StorageError> {
+        // Not a request, but counted.
+        self.around("sign", &key.to_string(), self.inner.sign(key, life)).await
     }
 }
 
