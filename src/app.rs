@@ -18,8 +18,8 @@ use crate::{
         origin::Proxies,
     },
     auth::{
-        AccessRules, Authority, Logins,
-        oidc::{Issuers, Pace, UnusableCa},
+        AccessRules, Authority, Logins, UnusableCa,
+        oidc::{Issuers, Pace},
     },
     config::{Ceiling, Config, IndexUrl, StorageUrl, TlsVersion},
     epoch::{self, Leases, Timing},

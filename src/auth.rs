@@ -6,8 +6,10 @@
 pub mod account;
 mod authority;
 mod credential;
+mod foreign;
 pub mod htpasswd;
 mod identity;
+mod issuer_keys;
 pub mod key_file;
 pub mod keys;
 pub mod oidc;
@@ -18,7 +20,9 @@ mod token;
 
 pub use authority::{Authority, Caller, Issued, Offline};
 pub use credential::{Login, Logins, Presented};
+pub use foreign::TokenIssuers;
 pub use identity::{Identity, Subject};
+pub use issuer_keys::UnusableCa;
 pub use rules::{AccessRules, NamedRule};
 pub use token::{TokenOptions, now};
 

@@ -76,8 +76,8 @@ pub(super) fn refuse(
 /// As the token specification writes it, which has no space behind its commas.
 fn challenge(authority: &Authority, origin: Option<&Origin>, scope: &Scope, reason: Option<&str>) -> String {
     let options = authority.token_options();
-    let realm = match (authority.realm(), origin) {
-        (Some(realm), _) => realm.to_owned(),
+    let realm = match (&options.realm, origin) {
+        (Some(realm), _) => realm.clone(),
         (None, Some(origin)) => format!("{origin}{TOKEN_PATH}"),
         (None, None) => TOKEN_PATH.to_owned(),
     };

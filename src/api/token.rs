@@ -48,6 +48,7 @@ pub(super) async fn token(State(api): State<Arc<Api>>, request: Request) -> Resp
     let id: Option<RequestId> = head.extensions.get().cloned();
     let mut seen = Seen::route("token");
     let answered = match head.method {
+        _ if api.authority.token_options().realm.is_some() => Err(invalid("another service issues the tokens")),
         Method::GET | Method::HEAD => get(&api, &head, &mut seen).await,
         Method::POST => post(&api, &head, body, &mut seen).await,
         _ => return not_allowed("GET, HEAD, POST"),

@@ -16,7 +16,7 @@ use tokio::{
 use super::{StartError, absolute};
 use crate::{
     auth::{
-        AccessRules, Authority, Logins, TokenOptions,
+        AccessRules, Authority, Logins, TokenIssuers, TokenOptions,
         htpasswd::{Htpasswd, HtpasswdError, Users},
         key_file::{self, KeyFileError},
         keys::{KeyError, KeyRing, Kind},
@@ -135,7 +135,8 @@ impl Access {
         // Where anybody may do anything, a token that one replica alone believes is as good as another.
         let own = || KeyRing::make(Kind::default(), 0).map_err(|error| StartError::Access(error.into()));
         let keys = keys.map_or_else(own, Ok)?;
-        let authority = Authority::new(rules, logins, token_options(config), keys);
+        let issuers = TokenIssuers::open(&config.auth.token_issuers)?;
+        let authority = Authority::new(rules, logins, token_options(config), keys, issuers);
         Ok(Self { authority, htpasswd, state })
     }
 
@@ -192,8 +193,13 @@ impl Access {
         self.authority.set_configured_rules(AccessRules::configured(&now.config.auth));
         tracing::info!("the configuration was read again: rules, groups, users and keys count as they are now");
         let mut rest = before.config;
-        rest.auth.clone_from(&now.config.auth);
-        if rest != now.config || token_options(&rest) != *self.authority.token_options() {
+        let (old, new) = (&mut rest.auth, &now.config.auth);
+        old.anonymous = new.anonymous;
+        old.htpasswd.clone_from(&new.htpasswd);
+        old.groups.clone_from(&new.groups);
+        old.rules.clone_from(&new.rules);
+        old.token.keys.clone_from(&new.token.keys);
+        if rest != now.config {
             tracing::warn!("more than that has changed, and takes a restart");
         }
     }
@@ -208,6 +214,7 @@ fn token_options(config: &Config) -> TokenOptions {
     TokenOptions {
         issuer: or(token.issuer.as_ref().map(ToString::to_string), url),
         service: or(token.service.as_ref().map(ToString::to_string), host),
+        realm: token.realm.as_ref().map(|realm| realm.as_str().to_owned()),
         ttl: *token.ttl,
         refresh_ttl: *token.refresh_ttl,
     }

@@ -10,7 +10,7 @@ use std::{
 };
 
 use super::{
-    AccessRules, Action, Grant, Identity, Login, Logins, NamedRule, Presented, Subject,
+    AccessRules, Action, Grant, Identity, Login, Logins, NamedRule, Presented, Subject, TokenIssuers,
     keys::{KeyRing, Kind, shown},
     scope::Scope,
     throttle::Throttle,
@@ -90,6 +90,7 @@ pub struct Authority {
     rules: RwLock<Rules>,
     logins: Vec<Arc<dyn Logins>>,
     tokens: Tokens,
+    issuers: TokenIssuers,
     throttle: Throttle,
 }
 
@@ -103,13 +104,21 @@ struct Rules {
 
 impl Authority {
     /// An authority with the configured `rules` and these kinds of password, which are asked in this order:
-    /// those that answer at once before those that take their time. Its tokens are signed by `keys`.
-    pub fn new(rules: AccessRules, logins: Vec<Arc<dyn Logins>>, options: TokenOptions, keys: KeyRing) -> Arc<Self> {
+    /// those that answer at once before those that take their time. Its tokens are signed by `keys`; those of
+    /// `issuers` are as good.
+    pub fn new(
+        rules: AccessRules,
+        logins: Vec<Arc<dyn Logins>>,
+        options: TokenOptions,
+        keys: KeyRing,
+        issuers: TokenIssuers,
+    ) -> Arc<Self> {
         let all = Arc::new(rules.clone());
         Arc::new(Self {
             rules: RwLock::new(Rules { configured: rules, run_time: Vec::new(), all }),
             logins,
             tokens: Tokens::new(options, keys),
+            issuers,
             throttle: Throttle::new(),
         })
     }
@@ -120,7 +129,7 @@ impl Authority {
     /// Where no key can be made.
     pub fn of_rules(rules: AccessRules) -> Result<Arc<Self>> {
         let keys = KeyRing::make(Kind::default(), now()).map_err(Error::internal)?;
-        Ok(Self::new(rules, Vec::new(), TokenOptions::default(), keys))
+        Ok(Self::new(rules, Vec::new(), TokenOptions::default(), keys, TokenIssuers::default()))
     }
 
     /// Puts other rules in the place of those of the configuration.
@@ -155,11 +164,6 @@ impl Authority {
         self.tokens.set_keys(keys);
     }
 
-    /// Where clients get tokens, where that is not this service.
-    pub fn realm(&self) -> Option<&str> {
-        None
-    }
-
     /// The names and times of the tokens.
     pub fn token_options(&self) -> &TokenOptions {
         &self.tokens.options
@@ -167,7 +171,7 @@ impl Authority {
 
     /// Whether logging in gets anybody anything: else clients needn't be asked to.
     pub fn offers_login(&self) -> bool {
-        self.logins.iter().any(|kind| kind.is_offered())
+        self.tokens.options.realm.is_some() || self.logins.iter().any(|kind| kind.is_offered())
     }
 
     /// Who is behind what a request from `address` shows.
@@ -178,16 +182,18 @@ impl Authority {
         match presented {
             Presented::Nothing => Ok(Caller::anonymous()),
             Presented::Password { name, secret } => self.log_in(name, secret, address).await,
-            Presented::Token(token) => self.believe(token).map(Caller::by_token),
+            Presented::Token(token) => self.believe(token).await.map(Caller::by_token),
         }
     }
 
     /// A token of ours, or of somebody whom we trust.
-    fn believe(&self, token: &str) -> Result<Arc<Verified>> {
+    async fn believe(&self, token: &str) -> Result<Arc<Verified>> {
         if let Some(verified) = self.tokens.remembered(token, now()) {
             return Ok(verified);
         }
-        let verified = Arc::new(self.tokens.verify(token).map_err(invalid_token)?);
+        let by_others = self.issuers.believe(&self.tokens.options.service, token).await?;
+        let verified = by_others.unwrap_or_else(|| self.tokens.verify(token)).map_err(invalid_token)?;
+        let verified = Arc::new(verified);
         self.tokens.remember(token, &verified);
         Ok(verified)
     }
@@ -200,7 +206,9 @@ impl Authority {
         }
         let began = Instant::now();
         refuse_until(self.throttle.wait_of_address(address, began))?;
-        if let Some(caller) = is_token_name(name).then(|| self.by_token_as_password(secret)).flatten() {
+        if is_token_name(name)
+            && let Some(caller) = self.by_token_as_password(secret).await
+        {
             return Ok(caller);
         }
         for kind in &self.logins {
@@ -221,8 +229,8 @@ impl Authority {
 
     /// A token in the place of a password: one that was issued for nothing in particular stands for its holder,
     /// any other lets do what it says and no more (CVE-2026-117685).
-    fn by_token_as_password(&self, token: &str) -> Option<Caller> {
-        let verified = self.believe(token).ok()?;
+    async fn by_token_as_password(&self, token: &str) -> Option<Caller> {
+        let verified = self.believe(token).await.ok()?;
         if !verified.login {
             return Some(Caller::by_token(verified));
         }

@@ -5,23 +5,22 @@
 //! configured conditions want it. Nothing of it is looked at before that but which issuer it names. What a
 //! token says of keys (`jwk`, `jku`, `x5u`, `x5c`) is never believed.
 
-mod keys;
-
-use std::{fmt, path::PathBuf, time::Duration};
+use std::{fmt, time::Duration};
 
 use async_trait::async_trait;
-use jsonwebtoken::{Algorithm, Validation, dangerous::insecure_decode_claims, decode, decode_header};
-use serde::Deserialize;
+use jsonwebtoken::{Algorithm, Validation, decode_header};
 use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
 
-use super::{Identity, Login, Logins, Subject};
+pub use super::issuer_keys::Pace;
+use super::{
+    Identity, Login, Logins, Subject,
+    issuer_keys::{ALGORITHMS, IssuerKeys, Place, UnusableCa, decode_by_one, named_issuer},
+};
 use crate::{
     config::Oidc,
     error::{Code, Error, Result},
 };
-use keys::IssuerKeys;
-pub use keys::Pace;
 
 /// The longest token that is read, in bytes. Those of GitLab, the longest known, have some 2,500.
 const MAX_TOKEN: usize = 16 << 10;
@@ -34,29 +33,6 @@ const MAX_GROUPS: usize = 200;
 
 /// For how long a login goes on without another token: half a day, longer than any job.
 const AT_MOST: Duration = Duration::from_secs(12 * 3600);
-
-/// The algorithms that are believed. All are asymmetric: with `HS256` anybody who knows the public key could
-/// sign, and `none` is not even one that the library knows.
-const ALGORITHMS: [Algorithm; 9] = [
-    Algorithm::RS256,
-    Algorithm::RS384,
-    Algorithm::RS512,
-    Algorithm::PS256,
-    Algorithm::PS384,
-    Algorithm::PS512,
-    Algorithm::ES256,
-    Algorithm::ES384,
-    Algorithm::EdDSA,
-];
-
-/// An issuer's certificates can't be used.
-#[derive(Debug, thiserror::Error)]
-#[error("auth.oidc.{name}.ca: {}: {why}", path.display())]
-pub struct UnusableCa {
-    name: String,
-    path: PathBuf,
-    why: String,
-}
 
 /// The issuers that are trusted.
 #[derive(Debug)]
@@ -90,9 +66,10 @@ impl Issuers {
     ) -> std::result::Result<Self, UnusableCa> {
         let open = |(name, settings): (&String, &Oidc)| {
             let ca = settings.ca.as_ref().map(|path| path.to_path_buf());
-            let keys = IssuerKeys::open(settings.issuer.as_str(), ca.as_deref(), pace).map_err(|why| {
-                let (name, path) = (name.clone(), ca.clone().unwrap_or_default());
-                UnusableCa { name, path, why }
+            let place = Place::Discovery(settings.issuer.as_str().to_owned());
+            let keys = IssuerKeys::open(place, ca.as_deref(), pace).map_err(|why| {
+                let (key, path) = (format!("auth.oidc.{name}.ca"), ca.clone().unwrap_or_default());
+                UnusableCa { key, path, why }
             })?;
             let judged_by = serde_json::to_vec(settings).unwrap_or_default();
             let fingerprint = Sha256::digest(judged_by).iter().take(16).map(|byte| format!("{byte:02x}")).collect();
@@ -133,15 +110,6 @@ impl Logins for Issuers {
     }
 }
 
-/// Which issuer a token says it is of. Nothing is believed of it yet.
-fn named_issuer(token: &str) -> Option<String> {
-    #[derive(Deserialize)]
-    struct Named {
-        iss: String,
-    }
-    insecure_decode_claims::<Named>(token).ok().map(|named| named.iss)
-}
-
 impl Issuer {
     /// Whom a token proves the caller to be.
     ///
@@ -156,19 +124,15 @@ impl Issuer {
         if header.crit.is_some() {
             return Ok(Err("it has a critical extension".to_owned()));
         }
-        let key = match self.keys.find(header.kid.as_deref(), header.alg).await {
-            Ok(Some(key)) => key,
-            Ok(None) => return Ok(Err("the issuer has no such key".to_owned())),
+        let keys = match self.keys.find(header.kid.as_deref(), header.alg).await {
+            Ok(keys) => keys,
             Err(cause) => {
                 let message = format!("the keys of issuer {} can't be had right now", self.name);
                 return Err(Error::new(Code::Unavailable, message).because(cause));
             }
         };
-        let claims = match decode::<Map<String, Value>>(token, &key, &self.validation(header.alg)) {
-            Ok(decoded) => decoded.claims,
-            Err(error) => return Ok(Err(error.to_string())),
-        };
-        Ok(self.identify(&claims))
+        let validation = self.validation(header.alg);
+        Ok(decode_by_one(token, &keys, &validation).and_then(|claims| self.identify(&claims)))
     }
 
     fn validation(&self, algorithm: Algorithm) -> Validation {

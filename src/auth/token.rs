@@ -22,7 +22,7 @@ use crate::oci::RepositoryName;
 
 /// How far the clocks of two machines may be apart, in seconds: what the token specification's reference
 /// verifier allows. A token says that it began so long ago; one that has ended has ended.
-const LEEWAY: u64 = 60;
+pub(super) const LEEWAY: u64 = 60;
 
 /// How many verified tokens are remembered; some 500 bytes each. With more clients than that at once, some
 /// tokens are verified again.
@@ -105,7 +105,8 @@ impl Access {
     pub(super) fn read(resources: &[Resource]) -> Self {
         let mut access = Self::default();
         for resource in resources {
-            let has = |name: &str| resource.actions.iter().any(|action| action == name);
+            // GitLab and Harbor write `*` for all; what we issue never has it.
+            let has = |name: &str| resource.actions.iter().any(|action| action == name || action == "*");
             match (resource.kind.as_str(), resource.name.parse::<RepositoryName>()) {
                 ("registry", _) => access.catalog |= resource.name == "catalog" && has("*"),
                 ("repository", Ok(name)) => {
@@ -182,6 +183,8 @@ pub struct TokenOptions {
     pub issuer: String,
     /// `aud`.
     pub service: String,
+    /// The URL of the token service, where it isn't ours.
+    pub realm: Option<String>,
     /// How long an access token is good for.
     pub ttl: Duration,
     /// How long a refresh token is good for.
@@ -194,6 +197,7 @@ impl Default for TokenOptions {
         Self {
             issuer: "berth".to_owned(),
             service: "berth".to_owned(),
+            realm: None,
             ttl: Duration::from_secs(300),
             refresh_ttl: Duration::from_secs(30 * 24 * 3600),
         }

@@ -23,14 +23,16 @@ use std::{
     path::{Path, PathBuf},
 };
 
-pub use address::{CorsOrigin, IndexUrl, IssuerUrl, Listen, Namespace, RedisUrl, Site, StorageUrl, UrlStart};
+pub use address::{
+    CorsOrigin, IndexUrl, IssuerUrl, KeyPlace, Listen, Namespace, Realm, RedisUrl, Site, StorageUrl, UrlStart,
+};
 pub use error::{ConfigError, Origin};
 pub use pattern::{AgentPattern, ClaimPattern, RepositoryPattern, TagPattern};
 pub use reference::reference;
 pub use text::{FilePath, Keys, MASK, PrivateKey, Secret, Text, Word, Written};
 pub use tree::{
     Admin, Anonymous, Auth, Cdn, CdnKind, Config, Index, Limits, Log, LogFormat, Oidc, Redirect, Role, Rule, S3,
-    Server, Storage, Tags, Tls, TlsVersion, Token,
+    Server, Storage, Tags, Tls, TlsVersion, Token, TokenIssuer,
 };
 pub use units::{Ceiling, LogFilter, Size};
 pub use who::{Member, Who};

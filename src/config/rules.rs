@@ -39,6 +39,7 @@ pub(super) fn check(config: &Config, sources: &Sources) -> Result<(), ConfigErro
     check_rules_are_whole(config, sources)?;
     check_somebody_may_enter(config, sources)?;
     check_issuers(config, sources)?;
+    check_token_issuers(config, sources)?;
     check_token_lives(config, sources)?;
     check_token_keys(config, sources)?;
     check_tls(config, sources)?;
@@ -87,6 +88,32 @@ fn check_issuers(config: &Config, sources: &Sources) -> Result<(), ConfigError> 
     Ok(())
 }
 
+/// What two say who can't be told apart is refused, and a token service that nobody would believe.
+fn check_token_issuers(config: &Config, sources: &Sources) -> Result<(), ConfigError> {
+    let auth = &config.auth;
+    if auth.token.realm.is_some() && auth.token_issuers.is_empty() {
+        let found = "found while [auth.token_issuers] is empty".to_owned();
+        return refuse(sources, "auth.token.realm", found, "want an issuer there whose tokens count");
+    }
+    let ours = auth.token.issuer.as_ref().map(ToString::to_string);
+    let url = config.server.public_url.as_ref().map(|url| url.as_str().to_owned());
+    let mut seen = vec![ours.or(url).unwrap_or_else(|| "berth".to_owned())];
+    for (name, issuer) in &auth.token_issuers {
+        let key = |last: &str| super::source::dotted(&["auth", "token_issuers", name, last].map(str::to_owned));
+        if auth.oidc.contains_key(name) {
+            let found = format!("found beside an auth.oidc.{name}");
+            return refuse(sources, &key("issuer"), found, "want another name, since histories tell who pushed by it");
+        }
+        let called = issuer.issuer.to_string();
+        if seen.contains(&called) {
+            let found = format!("found \"{called}\", which another one is called");
+            return refuse(sources, &key("issuer"), found, "want each issuer once, and auth.token.issuer another");
+        }
+        seen.push(called);
+    }
+    Ok(())
+}
+
 fn check_token_lives(config: &Config, sources: &Sources) -> Result<(), ConfigError> {
     let token = &config.auth.token;
     if !(SHORTEST_TOKEN..=LONGEST_TOKEN).contains(&*token.ttl) {
@@ -99,10 +126,13 @@ fn check_token_lives(config: &Config, sources: &Sources) -> Result<(), ConfigErr
     Ok(())
 }
 
-/// Replicas over a bucket have to share keys. Where anybody may do anything, nobody needs a token.
+/// Replicas over a bucket have to share keys. Where anybody may do anything, nobody needs a token, and where
+/// others issue them, nobody needs a key.
 fn check_token_keys(config: &Config, sources: &Sources) -> Result<(), ConfigError> {
     let is_remote = matches!(*config.storage.url, StorageUrl::S3 { .. });
-    if !is_remote || config.auth.token.keys.is_some() || config.auth.anonymous == Anonymous::Admin {
+    let token = &config.auth.token;
+    let needs_none = token.keys.is_some() || token.realm.is_some() || config.auth.anonymous == Anonymous::Admin;
+    if !is_remote || needs_none {
         return Ok(());
     }
     let found = format!("found nothing, and storage.url ({}) is no directory to make keys in", config.storage.url);

@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    address::{CorsOrigin, IndexUrl, IssuerUrl, Listen, Namespace, Site, StorageUrl, UrlStart},
+    address::{CorsOrigin, IndexUrl, IssuerUrl, KeyPlace, Listen, Namespace, Realm, Site, StorageUrl, UrlStart},
     pattern::{AgentPattern, ClaimPattern, RepositoryPattern, TagPattern},
     text::{FilePath, Keys, PrivateKey, Secret, Text, Word},
     units::{Ceiling, LogFilter, Size},
@@ -234,6 +234,9 @@ pub struct Auth {
     pub oidc: BTreeMap<String, Oidc>,
     /// The tokens that Berth issues.
     pub token: Token,
+    /// Other token services whose tokens count here, by a name of your own: what such a token says of access
+    /// holds as it is.
+    pub token_issuers: BTreeMap<String, TokenIssuer>,
     /// Rules, by a name of your own. They only add up: what one grants, no other takes away.
     pub rules: BTreeMap<String, Rule>,
 }
@@ -278,10 +281,15 @@ pub struct Token {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend("x-default" = "`server.public_url` where it is set, else `\"berth\"`"))]
     pub issuer: Option<Text<Word>>,
-    /// The name in each token of whom it is for; clients are told it, and say it when they ask for one.
+    /// The name in each token of whom it is for, also in those of `[auth.token_issuers]`; clients are told it,
+    /// and say it when they ask for one.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend("x-default" = "the host of `server.public_url` where it is set, else `\"berth\"`"))]
     pub service: Option<Text<Word>>,
+    /// The token service that clients are sent to, where it is another one, of `[auth.token_issuers]`. Berth
+    /// issues no tokens then.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub realm: Option<Text<Realm>>,
     /// How long a token is good for, from one minute, below which clients ask for one again and again, to a
     /// day. A right that is taken away, or an account that is disabled, lives on for as long.
     pub ttl: Text<Duration>,
@@ -293,6 +301,21 @@ pub struct Token {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend("x-secret" = true))]
     pub keys: Option<Text<Keys>>,
+}
+
+/// `[auth.token_issuers.<name>]`
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TokenIssuer {
+    /// The issuer, exactly as its tokens name it in `iss`.
+    pub issuer: Text<Word>,
+    /// Its public keys: the URL of a JSON Web Key Set, or a file that holds one, or the keys or certificates
+    /// themselves in PEM. They are read again when a token names one that isn't known.
+    pub jwks: Text<KeyPlace>,
+    /// The file of certificates, in PEM, by which the server of that URL is known where a public authority
+    /// doesn't vouch for it. Only these count then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca: Option<Text<FilePath>>,
 }
 
 /// What someone who has not logged in may do.
@@ -450,7 +473,14 @@ impl Default for Token {
     /// 5 minutes: long enough for some hundred requests, short enough to wait for. 30 days for a login, as
     /// the longest that people go between two uses of a machine that they still want to be logged in on.
     fn default() -> Self {
-        Self { issuer: None, service: None, ttl: seconds(300), refresh_ttl: seconds(30 * 24 * 3600), keys: None }
+        Self {
+            issuer: None,
+            service: None,
+            realm: None,
+            ttl: seconds(300),
+            refresh_ttl: seconds(30 * 24 * 3600),
+            keys: None,
+        }
     }
 }
 

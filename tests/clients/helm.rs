@@ -4,7 +4,8 @@
 use std::fs;
 
 use crate::{
-    berth::Berth,
+    authority::Authority,
+    berth::{Berth, fails, run},
     tool::{Timed, Tool},
 };
 
@@ -48,4 +49,29 @@ fn helm_pulls_the_chart_that_it_pushed() {
     assert!(missing.contains("not found"), "{missing}");
     let unknown = format!("{chart}@sha256:{}", "0".repeat(64));
     assert!(helm.fails(&["pull", "--plain-http", &unknown]).contains("not found"));
+}
+
+/// By TLS with an authority that only Helm is told of, and a password.
+#[test]
+fn helm_logs_in_by_tls() {
+    let (_timed, authority, helm) = (Timed::client("helm"), Authority::new(), Tool::new("helm"));
+    let berth = authority.closed().start();
+    let (host, ca) = (berth.host(), authority.path("ca.crt"));
+    let ca = ["--ca-file", ca.to_str().unwrap()];
+    let login = |password: &str, more: &[&str]| {
+        helm.command(&[&["registry", "login", &host, "-u", "ann", "-p", password], more].concat())
+    };
+    let distrusted = fails(&mut login("secret", &[]));
+    assert!(distrusted.contains("certificate signed by unknown authority"), "{distrusted}");
+    fails(&mut login("wrong", &ca));
+    run(&mut login("secret", &ca));
+    helm.run(&["create", "app"]);
+    helm.run(&["package", "app", "--version", "0.1.0"]);
+    let charts = format!("oci://{host}/team/charts");
+    helm.run(&[&["push", "app-0.1.0.tgz", &charts], &ca[..]].concat());
+    let chart = format!("{charts}/app");
+    helm.run(&[&["pull", &chart, "--version", "0.1.0", "-d", "pulled"], &ca[..]].concat());
+    assert!(helm.read("pulled/app-0.1.0.tgz") == helm.read("app-0.1.0.tgz"));
+    helm.run(&["registry", "logout", &host]);
+    helm.fails(&[&["pull", &chart, "--version", "0.1.0"], &ca[..]].concat());
 }

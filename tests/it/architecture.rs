@@ -119,10 +119,10 @@ fn every_example_of_settings_is_accepted() {
             }
             // The files that secrets are read from are not on this machine.
             let block = block.replace("secret_access_key_file", "secret_access_key");
-            let block = block.replace(
-                "private_key_file = \"/etc/berth/cloudfront.pem\"",
-                "private_key = \"-----BEGIN PRIVATE KEY-----\"",
-            );
+            let key = "key = \"-----BEGIN PRIVATE KEY-----\"";
+            let block = block
+                .replace("private_key_file = \"/etc/berth/cloudfront.pem\"", &format!("private_{key}"))
+                .replace("keys_file = \"/etc/berth/keys.pem\"", &key.replace("key =", "keys ="));
             if let Err(error) = berth::config::Config::parse(Path::new("example.toml"), &block) {
                 panic!("{}: {error}", path.display());
             }

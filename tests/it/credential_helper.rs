@@ -24,11 +24,11 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::{
+    authority::Authority,
     berth::{Berth, Setup, run},
     e2e_docker::Daemon,
     e2e_tools::Tool,
     oidc::{Issuer, Key},
-    tls::Authority,
 };
 
 /// An ID token as a platform gives it out; only its end is ever looked at.

@@ -2,17 +2,31 @@
 //! and pull, and are refused where they should be. No answer is asked for by anything but the client.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::{fs, path::Path, process::Command, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::Path,
+    process::Command,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
-use axum::extract::{Request, State};
+use axum::{
+    extract::{Request, State},
+    middleware::Next,
+    response::Response,
+};
+use base64::{Engine, engine::general_purpose::STANDARD};
 use berth::{
-    api,
+    api::{self, observe::Observer, origin::Proxies},
     auth::{
-        AccessRules, Authority, Logins, TokenOptions,
+        AccessRules, Authority, Caller, Logins, Offline, TokenIssuers, TokenOptions,
         htpasswd::{Htpasswd, Users},
         keys::{KeyRing, Kind},
+        scope::Scope,
     },
     config::Config,
+    telemetry::Metrics,
 };
 use rustix::process::Signal;
 use tempfile::TempDir;
@@ -20,7 +34,7 @@ use tempfile::TempDir;
 use crate::{
     berth::{Berth, Setup, fails, run},
     conformance::open,
-    e2e_client::noise,
+    e2e_client::{Client, noise},
     e2e_docker::Daemon,
     e2e_tools::Tool,
 };
@@ -69,7 +83,8 @@ fn docker_logs_in_and_pushes_and_pulls() {
     let ((berth, _folder), daemon) = (server(), Daemon::start());
     let image = format!("{}/team/app:1", berth.host());
     daemon.import(&image, 200_000);
-    assert!(fails(&mut daemon.docker(&["push", &image])).contains("authentication required"));
+    let unknown = fails(&mut daemon.docker(&["push", &image]));
+    assert!(unknown.contains("denied: requested access"), "{unknown}");
     let login = |name: &str| daemon.docker(&["login", "--username", name, "--password-stdin", &berth.host()]);
     let refused = fails(&mut piped(&login("ann"), "no"));
     assert!(refused.contains("unauthorized"), "{refused}");
@@ -82,7 +97,8 @@ fn docker_logs_in_and_pushes_and_pulls() {
     daemon.run(&["logout", &berth.host()]);
     run(&mut piped(&login("bob"), SECRET));
     daemon.pull_again(&image);
-    assert!(fails(&mut daemon.docker(&["push", &image])).contains("user:bob has no right"));
+    let refused = fails(&mut daemon.docker(&["push", &image]));
+    assert!(refused.contains("denied: requested access"), "{refused}");
     assert!(!berth.log().contains(SECRET) && !berth.log().contains("eyJ"), "a secret is in the log");
 }
 
@@ -207,8 +223,8 @@ fn a_remote_bucket_without_keys_refuses_the_start() {
     );
 }
 
-/// Tokens live for a second here, and each page is slow the first time that it is asked for: a token that was good
-/// as the client sent it has ended when it is looked at, in the middle of the pull, again and again.
+/// On the way of each page that is asked for the first time its token ends, so that the client learns of it in the
+/// middle of the pull, again and again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_pull_goes_on_after_its_token_has_ended() {
     let folder = TempDir::new().unwrap();
@@ -217,19 +233,20 @@ async fn a_pull_goes_on_after_its_token_has_ended() {
     client.push_image("team/app", "1", &[noise(1, 1000), noise(2, 2000)]).await;
     let users = folder.path().join("users");
     fs::write(&users, format!("bob:{}", bcrypt::hash(SECRET, 4).unwrap())).unwrap();
-    let logins: Vec<Arc<dyn Logins>> = vec![Arc::new(Htpasswd::new(Users::open(&users).unwrap()).unwrap())];
     let config = Config::parse(Path::new("x"), &settings(folder.path(), "reader")).unwrap().config;
-    let options = TokenOptions { ttl: Duration::from_secs(1), ..TokenOptions::default() };
-    let keys = KeyRing::make(Kind::EdDsa, 1).unwrap();
-    let authority = Authority::new(AccessRules::configured(&config.auth), logins, options, keys);
-    let seen = Arc::new(std::sync::Mutex::new(std::collections::BTreeSet::new()));
-    let router = berth::api::observe::Observer::new(
-        berth::telemetry::Metrics::new("test"),
-        100,
-        api::origin::Proxies::default(),
-    )
-    .around(api::router(Arc::clone(&app.registry), authority, None))
-    .layer(axum::middleware::from_fn_with_state(Arc::clone(&seen), slow_at_first));
+    let keys = KeyRing::make(Kind::EdDsa, 1).unwrap().text();
+    let authority = |ttl| {
+        let logins: Vec<Arc<dyn Logins>> = vec![Arc::new(Htpasswd::new(Users::open(&users).unwrap()).unwrap())];
+        let options = TokenOptions { ttl, ..TokenOptions::default() };
+        let (rules, keys) = (AccessRules::configured(&config.auth), KeyRing::read(&keys).unwrap());
+        Authority::new(rules, logins, options, keys, TokenIssuers::default())
+    };
+    let (lasting, ending) = (authority(Duration::from_secs(300)), authority(Duration::ZERO));
+    let ended = ending.issue(&Caller::anonymous(), &Scope::default(), Offline::No).unwrap().token;
+    let way = Arc::new(Way { ended, seen: Mutex::default() });
+    let router = api::router(Arc::clone(&app.registry), lasting, None)
+        .layer(axum::middleware::from_fn_with_state(Arc::clone(&way), end_at_first));
+    let router = Observer::new(Metrics::new("test"), 100, Proxies::default()).around(router);
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let host = listener.local_addr().unwrap().to_string();
     let server = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
@@ -238,21 +255,146 @@ async fn a_pull_goes_on_after_its_token_has_ended() {
     tokio::task::spawn_blocking(move || crane.run(&["pull", "--format=oci", &format!("{host}/team/app:1"), "layout"]))
         .await
         .unwrap();
-    assert!(seen.lock().unwrap().len() >= 4, "{seen:?}");
+    // The manifest, its configuration and two layers.
+    assert!(way.seen.lock().unwrap().len() >= 4, "{:?}", way.seen);
     server.abort();
 }
 
-type Seen = Arc<std::sync::Mutex<std::collections::BTreeSet<String>>>;
+/// A way on which tokens end.
+struct Way {
+    ended: String,
+    seen: Mutex<BTreeSet<String>>,
+}
 
-async fn slow_at_first(
-    State(seen): State<Seen>,
-    request: Request,
-    next: axum::middleware::Next,
-) -> axum::response::Response {
+async fn end_at_first(State(way): State<Arc<Way>>, mut request: Request, next: Next) -> Response {
     let path = request.uri().path().to_owned();
     let has_token = request.headers().get("authorization").is_some_and(|value| value.as_bytes().starts_with(b"Bearer"));
-    if has_token && path.contains("/app/") && seen.lock().unwrap().insert(path) {
-        tokio::time::sleep(Duration::from_millis(2100)).await;
+    if has_token && path.contains("/app/") && way.seen.lock().unwrap().insert(path) {
+        request.headers_mut().insert("authorization", format!("Bearer {}", way.ended).parse().unwrap());
     }
     next.run(request).await
+}
+
+/// Two servers with the same file of keys, over data of their own: a token of the one is good at the other, and
+/// whoever goes on asking while the keys are rotated is never refused.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn processes_with_the_same_keys_believe_each_other_also_while_they_rotate() {
+    let folder = TempDir::new().unwrap();
+    let (users, keys) = (folder.path().join("users"), folder.path().join("keys.pem"));
+    fs::write(&users, format!("ann:{}", bcrypt::hash(SECRET, 4).unwrap())).unwrap();
+    let set =
+        [("BERTH_AUTH__HTPASSWD", users.to_str().unwrap()), ("BERTH_AUTH__TOKEN__KEYS_FILE", keys.to_str().unwrap())];
+    let berth = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_berth"));
+        run(command.args(arguments).env("BERTH_CONFIG", "/dev/null").envs(set))
+    };
+    // A key of an hour ago, so that the rotation has one to go on with.
+    let long_ago = |text: String| -> String {
+        let line = |line: &str| {
+            if line.starts_with("# made") { "# made 2026-01-01T00:00:00Z" } else { line }.to_owned() + "\n"
+        };
+        text.lines().map(line).collect()
+    };
+    fs::write(&keys, long_ago(berth(&["keys", "new"]))).unwrap();
+    let servers = [Setup::of(&set).start(), Setup::of(&set).start()];
+    let clients = servers.each_ref().map(|server| server.client());
+    let basic = format!("Basic {}", STANDARD.encode(format!("ann:{SECRET}")));
+    let token = async |client: &Client| {
+        let said = client.send("GET", "/v2/token", &[("authorization", &basic)], "").await.expect(200).json();
+        said["token"].as_str().unwrap().to_owned()
+    };
+    let is_good = async |client: &Client, token: &str| {
+        client.send("GET", "/v2/", &[("authorization", &format!("Bearer {token}"))], "").await.expect(200);
+    };
+    let key_of = |token: &str| jsonwebtoken::decode_header(token).unwrap().kid.unwrap();
+    let old = token(&clients[0]).await;
+    is_good(&clients[1], &old).await;
+
+    // The new key doesn't sign yet, and does once its time has come, as this file then says.
+    berth(&["keys", "rotate"]);
+    let rotated = fs::read_to_string(&keys).unwrap();
+    for text in [rotated.clone(), long_ago(rotated)] {
+        fs::write(&keys, text).unwrap();
+        for server in &servers {
+            let before = server.log().matches("keys count as they are now").count();
+            server.signal(Signal::HUP);
+            while server.log().matches("keys count as they are now").count() == before {
+                for client in &clients {
+                    is_good(client, &old).await;
+                    is_good(client, &token(&clients[0]).await).await;
+                }
+            }
+        }
+    }
+    assert_eq!(clients[0].get("/.well-known/jwks.json").await.json()["keys"].as_array().unwrap().len(), 2);
+    let new = token(&clients[1]).await;
+    for client in &clients {
+        is_good(client, &old).await;
+        is_good(client, &new).await;
+    }
+    assert!(clients[0].get("/.well-known/jwks.json").await.json().to_string().contains(&key_of(&new)));
+}
+
+/// Whatever comes of a request, no password, token or key is in the log, a metric, an answer, or what a command
+/// shows of the configuration.
+#[tokio::test]
+async fn no_secret_is_shown_anywhere() {
+    let (mut berth, folder) = server();
+    let client = berth.client();
+    let mut seen = String::new();
+    let mut secrets = vec![SECRET.to_owned(), "guess-of-a-password".to_owned()];
+    let users = fs::read_to_string(folder.path().join("users")).unwrap();
+    secrets.extend(users.lines().map(|line| line.split_once(':').unwrap().1.to_owned()));
+    let keys = fs::read_to_string(berth.directory().join(".keys")).unwrap();
+    secrets.extend(keys.lines().filter(|line| !line.starts_with(['#', '-'])).map(str::to_owned));
+    let pair = |name: &str, secret: &str| format!("Basic {}", STANDARD.encode(format!("{name}:{secret}")));
+    let login =
+        client.send("GET", "/v2/token?offline_token=true", &[("authorization", &pair("ann", SECRET))], "").await;
+    let login = login.expect(200).json();
+    let (token, refresh) = (login["token"].as_str().unwrap(), login["refresh_token"].as_str().unwrap());
+    secrets.extend([token.to_owned(), refresh.to_owned(), token.rsplit('.').next().unwrap().to_owned()]);
+    let tampered = format!("{}x", &token[..token.len() - 1]);
+    for authorization in [
+        pair("ann", "guess-of-a-password"),
+        pair("nobody", "guess-of-a-password"),
+        pair("_token", token),
+        pair("_token", &tampered),
+        format!("Bearer {token}"),
+        format!("Bearer {tampered}"),
+        format!("Bearer {refresh}"),
+        format!("Digest {SECRET}"),
+        format!("Basic {SECRET}"),
+    ] {
+        for path in ["/v2/", "/v2/token", "/v2/team/app/tags/list", "/v2/_catalog"] {
+            let answer = client.send("GET", path, &[("authorization", &authorization)], "").await;
+            if path != "/v2/token" || answer.status != 200 {
+                seen.push_str(&format!("{answer:?}{}", String::from_utf8_lossy(&answer.body)));
+            }
+        }
+    }
+    for form in [
+        "grant_type=password&username=ann&password=guess-of-a-password".to_owned(),
+        format!("grant_type=refresh_token&refresh_token={tampered}"),
+        format!("grant_type=refresh_token&refresh_token={token}"),
+        format!("grant_type={SECRET}&password={SECRET}"),
+    ] {
+        let answer = client.send("POST", "/v2/token", &[], form).await;
+        assert!(answer.status >= 400, "{answer:?}");
+        seen.push_str(&format!("{answer:?}{}", String::from_utf8_lossy(&answer.body)));
+    }
+    let metrics = Client::remote(&format!("http://{}", berth.admin())).get("/metrics").await.expect(200);
+    seen.push_str(&String::from_utf8_lossy(&metrics.body));
+    let checked = Command::new(env!("CARGO_BIN_EXE_berth"))
+        .args(["config", "check"])
+        .env("BERTH_CONFIG", folder.path().join("berth.toml"))
+        .env("BERTH_AUTH__TOKEN__KEYS", &keys)
+        .output()
+        .unwrap();
+    assert!(checked.status.success(), "{checked:?}");
+    seen.push_str(&String::from_utf8_lossy(&checked.stdout));
+    berth.terminate();
+    seen.push_str(&berth.log());
+    for secret in secrets {
+        assert!(!seen.contains(&secret), "{secret} was shown");
+    }
 }

@@ -15,11 +15,11 @@ use tempfile::TempDir;
 
 use crate::{
     architecture::blocks,
+    authority::Authority,
     berth::{Berth, Setup, fails, free_port, run},
     e2e_client::{Client, closing, noise, sha256},
     e2e_docker::Daemon,
     e2e_tools::Tool,
-    tls::Authority,
 };
 
 /// An nginx in front of a server; it ends when this is dropped.

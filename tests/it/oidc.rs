@@ -32,7 +32,7 @@ use serde_json::{Value, json};
 use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_rustls::TlsAcceptor;
 
-use crate::{accounts::Clients, berth::Setup, tls::Authority};
+use crate::{accounts::Clients, authority::Authority, berth::Setup};
 
 /// What a path answers: a status, a `Location`, a body.
 type Said = (u16, String, String);
@@ -90,7 +90,7 @@ impl Issuer {
         self.answers(path, 200, "", &body.to_string());
     }
 
-    fn answers(&self, path: &str, status: u16, location: &str, body: &str) {
+    pub(crate) fn answers(&self, path: &str, status: u16, location: &str, body: &str) {
         self.said.lock().unwrap().insert(path.to_owned(), (status, location.to_owned(), body.to_owned()));
     }
 
@@ -160,7 +160,7 @@ pub(crate) struct Key {
     algorithm: Algorithm,
     id: String,
     private: EncodingKey,
-    public: Value,
+    pub(crate) public: Value,
 }
 
 impl Key {
@@ -197,7 +197,7 @@ impl Key {
         self.sign_with(claims, |_| {})
     }
 
-    fn sign_with(&self, claims: &Value, change: impl Fn(&mut Header)) -> String {
+    pub(crate) fn sign_with(&self, claims: &Value, change: impl Fn(&mut Header)) -> String {
         let mut header = Header::new(self.algorithm);
         header.kid = Some(self.id.clone());
         change(&mut header);

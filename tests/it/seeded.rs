@@ -236,8 +236,8 @@ impl Scene {
             Registry::open(Arc::new(store), Arc::new(connect), options, OtherIndex::Refuse).await.unwrap()
         };
         let client = |registry: &Arc<Registry>| {
-            let everything = Authority::of_rules(AccessRules::new(Some(Role::Admin), None)).unwrap();
-            Client::router(api::router(Arc::clone(registry), everything, None))
+            let authority = Authority::of_rules(AccessRules::new(Some(Role::Admin), None)).unwrap();
+            Client::router(api::router(Arc::clone(registry), authority, None))
         };
         let sound = open(Bug::None, &Arc::default()).await;
         let (first, second) = (open(bug, &probe).await, open(bug, &Arc::default()).await);
