@@ -1,6 +1,7 @@
 //! The one integration binary: Berth in process and as a real binary, against real stores and indexes.
 
 mod access;
+mod access_attacks;
 mod accounts;
 mod api;
 mod architecture;
