@@ -5,6 +5,8 @@
 mod access;
 mod account;
 mod config;
+mod configure_docker;
+pub mod credential;
 mod desk;
 mod index;
 mod inspect;
@@ -44,6 +46,7 @@ Examples:
                                               what it may do, and the rule that says so
   berth index rebuild                         fill a new index from the bucket
   berth inspect tag team/app:v1               what index and bucket say of a tag
+  berth configure-docker r.example.com        let docker log in by docker-credential-berth
 
 Configuration:
   One TOML file: --config, else BERTH_CONFIG, else /etc/berth/berth.toml. Each key is also an environment
@@ -87,6 +90,8 @@ enum Command {
     Index(index::Command),
     /// Show what the index says of a thing, what the bucket says, and where they disagree. Changes nothing.
     Inspect(inspect::Arguments),
+    /// Have Docker log in to registries through docker-credential-berth, which must be in the PATH.
+    ConfigureDocker(configure_docker::Arguments),
     /// Print a completion script for a shell, such as: berth completions bash > /etc/bash_completion.d/berth
     Completions {
         /// The shell.
@@ -198,6 +203,7 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Keys(command) => keys::run(&command, || load(args)),
         Command::Index(command) => index::run(&command, load(args)?),
         Command::Inspect(arguments) => inspect::run(&arguments, args),
+        Command::ConfigureDocker(arguments) => configure_docker::run(&arguments),
         Command::Completions { shell } => completions(shell),
     }
 }

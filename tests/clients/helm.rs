@@ -12,7 +12,8 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::{
-    berth::{Berth, Setup, run},
+    authority::Authority,
+    berth::{Berth, Setup, fails, run},
     issuer::{Issuer, Key},
     tool::{Timed, Tool},
 };
@@ -105,4 +106,29 @@ async fn helm_logs_in_with_each_kind_of_credential() {
         helm.run(&["registry", "logout", &host]);
         assert!(helm.fails(&pull).contains("401"), "{user}");
     }
+}
+
+/// By TLS with an authority that only Helm is told of, and a password.
+#[test]
+fn helm_logs_in_by_tls() {
+    let (_timed, authority, helm) = (Timed::client("helm"), Authority::new(), Tool::new("helm"));
+    let berth = authority.closed().start();
+    let (host, ca) = (berth.host(), authority.path("ca.crt"));
+    let ca = ["--ca-file", ca.to_str().unwrap()];
+    let login = |password: &str, more: &[&str]| {
+        helm.command(&[&["registry", "login", &host, "-u", "ann", "-p", password], more].concat())
+    };
+    let distrusted = fails(&mut login("secret", &[]));
+    assert!(distrusted.contains("certificate signed by unknown authority"), "{distrusted}");
+    fails(&mut login("wrong", &ca));
+    run(&mut login("secret", &ca));
+    helm.run(&["create", "app"]);
+    helm.run(&["package", "app", "--version", "0.1.0"]);
+    let charts = format!("oci://{host}/team/charts");
+    helm.run(&[&["push", "app-0.1.0.tgz", &charts], &ca[..]].concat());
+    let chart = format!("{charts}/app");
+    helm.run(&[&["pull", &chart, "--version", "0.1.0", "-d", "pulled"], &ca[..]].concat());
+    assert!(helm.read("pulled/app-0.1.0.tgz") == helm.read("app-0.1.0.tgz"));
+    helm.run(&["registry", "logout", &host]);
+    helm.fails(&[&["pull", &chart, "--version", "0.1.0"], &ca[..]].concat());
 }

@@ -13,6 +13,9 @@ mod regctl;
 mod tool;
 
 #[expect(dead_code, reason = "the other tests use the rest of it")]
+#[path = "../it/authority.rs"]
+mod authority;
+#[expect(dead_code, reason = "the other tests use the rest of it")]
 #[path = "../it/berth.rs"]
 mod berth;
 #[expect(dead_code, reason = "the other tests use the rest of it")]

@@ -39,7 +39,7 @@ fn spans(text: &str) -> impl Iterator<Item = &str> {
 }
 
 /// The fenced blocks in a language.
-fn blocks(text: &str, language: &str) -> Vec<String> {
+pub(crate) fn blocks(text: &str, language: &str) -> Vec<String> {
     let begin = format!("```{language}");
     let (mut found, mut block): (Vec<String>, Option<&str>) = (Vec::new(), None);
     for line in text.lines() {

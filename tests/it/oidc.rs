@@ -16,9 +16,9 @@ use serde_json::{Value, json};
 
 use crate::{
     accounts::Clients,
+    authority::Authority,
     berth::Setup,
     issuer::{DISCOVERY, Issuer, Key, now},
-    tls::Authority,
 };
 
 impl Issuer {
