@@ -4,7 +4,8 @@
 use std::fs;
 
 use crate::{
-    berth::Berth,
+    berth::{Berth, fails, piped, run},
+    login::{SECRET, server},
     tool::{Timed, Tool},
 };
 
@@ -48,4 +49,24 @@ fn helm_pulls_the_chart_that_it_pushed() {
     assert!(missing.contains("not found"), "{missing}");
     let unknown = format!("{chart}@sha256:{}", "0".repeat(64));
     assert!(helm.fails(&["pull", "--plain-http", &unknown]).contains("not found"));
+}
+
+#[test]
+fn helm_logs_in_and_pushes_and_pulls() {
+    let _timed = Timed::client("helm");
+    let ((berth, _folder), helm) = (server(), Tool::new("helm"));
+    let (host, charts) = (berth.host(), format!("oci://{}/team/charts", berth.host()));
+    helm.run(&["create", "app"]);
+    helm.run(&["package", "app", "--version", "0.1.0"]);
+    let push = |charts: &str| helm.command(&["push", "app-0.1.0.tgz", charts, "--plain-http"]);
+    assert!(fails(&mut push(&charts)).contains("401"));
+    let login = helm.command(&["registry", "login", "-u", "ann", "--password-stdin", "--plain-http", &host]);
+    assert!(fails(&mut piped(&login, "wrong")).contains("401"));
+    run(&mut piped(&login, SECRET));
+    run(&mut push(&charts));
+    helm.run(&["pull", &format!("{charts}/app"), "--version", "0.1.0", "--plain-http", "-d", "pulled"]);
+    assert!(helm.read("pulled/app-0.1.0.tgz") == helm.read("app-0.1.0.tgz"));
+    assert!(fails(&mut push(&format!("oci://{host}/other"))).contains("401"));
+    helm.run(&["registry", "logout", &host]);
+    assert!(fails(&mut push(&charts)).contains("401"));
 }
