@@ -64,6 +64,7 @@ fn helm_logs_in_and_pushes_and_pulls() {
     assert!(fails(&mut piped(&login, "wrong")).contains("401"));
     run(&mut piped(&login, SECRET));
     run(&mut push(&charts));
+    fs::create_dir(helm.home().join("pulled")).unwrap();
     helm.run(&["pull", &format!("{charts}/app"), "--version", "0.1.0", "--plain-http", "-d", "pulled"]);
     assert!(helm.read("pulled/app-0.1.0.tgz") == helm.read("app-0.1.0.tgz"));
     assert!(fails(&mut push(&format!("oci://{host}/other"))).contains("401"));
