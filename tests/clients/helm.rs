@@ -5,7 +5,8 @@ use std::fs;
 
 use crate::{
     authority::Authority,
-    berth::{Berth, fails, run},
+    berth::{Berth, fails, piped, run},
+    login::{SECRET, server},
     tool::{Timed, Tool},
 };
 
@@ -70,8 +71,30 @@ fn helm_logs_in_by_tls() {
     let charts = format!("oci://{host}/team/charts");
     helm.run(&[&["push", "app-0.1.0.tgz", &charts], &ca[..]].concat());
     let chart = format!("{charts}/app");
+    fs::create_dir(helm.home().join("pulled")).unwrap();
     helm.run(&[&["pull", &chart, "--version", "0.1.0", "-d", "pulled"], &ca[..]].concat());
     assert!(helm.read("pulled/app-0.1.0.tgz") == helm.read("app-0.1.0.tgz"));
     helm.run(&["registry", "logout", &host]);
     helm.fails(&[&["pull", &chart, "--version", "0.1.0"], &ca[..]].concat());
+}
+
+#[test]
+fn helm_logs_in_and_pushes_and_pulls() {
+    let _timed = Timed::client("helm");
+    let ((berth, _folder), helm) = (server(), Tool::new("helm"));
+    let (host, charts) = (berth.host(), format!("oci://{}/team/charts", berth.host()));
+    helm.run(&["create", "app"]);
+    helm.run(&["package", "app", "--version", "0.1.0"]);
+    let push = |charts: &str| helm.command(&["push", "app-0.1.0.tgz", charts, "--plain-http"]);
+    assert!(fails(&mut push(&charts)).contains("401"));
+    let login = helm.command(&["registry", "login", "-u", "ann", "--password-stdin", "--plain-http", &host]);
+    assert!(fails(&mut piped(&login, "wrong")).contains("401"));
+    run(&mut piped(&login, SECRET));
+    run(&mut push(&charts));
+    fs::create_dir(helm.home().join("pulled")).unwrap();
+    helm.run(&["pull", &format!("{charts}/app"), "--version", "0.1.0", "--plain-http", "-d", "pulled"]);
+    assert!(helm.read("pulled/app-0.1.0.tgz") == helm.read("app-0.1.0.tgz"));
+    assert!(fails(&mut push(&format!("oci://{host}/other"))).contains("401"));
+    helm.run(&["registry", "logout", &host]);
+    assert!(fails(&mut push(&charts)).contains("401"));
 }
