@@ -85,7 +85,7 @@ async fn survives(doing: Doing, how: How, k: usize) -> bool {
         async move { doing.run(&roster).await }
     });
     let hangs = matches!(how, How::HangBefore | How::HangAfter);
-    while !acting.is_finished() && !(hangs && bench.probe.has_struck()) {
+    while !(acting.is_finished() || hangs && bench.probe.has_struck()) {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     let acknowledged = acting.is_finished() && acting.await.unwrap().is_ok();
