@@ -6,8 +6,10 @@
 mod buildkit;
 mod containerd;
 mod cosign;
+mod distribution;
 mod helm;
 mod large;
+mod login;
 mod oras;
 mod regctl;
 mod tool;

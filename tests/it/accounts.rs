@@ -3,9 +3,8 @@
 
 use std::{
     fs,
-    io::Write,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::Command,
     thread,
     time::Duration,
 };
@@ -16,7 +15,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::{
-    berth::{Berth, Setup, fails, free_port, run},
+    berth::{Berth, Setup, fails, free_port, piped, run},
     e2e_client::{Answer, Client},
     e2e_docker::Daemon,
     e2e_tools::Tool,
@@ -92,14 +91,6 @@ async fn is_let_in(client: &Client, name: &str, secret: &str) -> bool {
     }
 }
 
-/// Runs a program with `input` on its standard input.
-fn feed(command: &mut Command, input: &str) {
-    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
-    let output = child.wait_with_output().unwrap();
-    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-}
-
 /// Docker, crane, skopeo and podman, each with an image of its own at hand.
 pub(crate) struct Clients {
     docker: Daemon,
@@ -128,11 +119,11 @@ impl Clients {
         let login = ["login", host, "-u", user, "--password-stdin"];
         let image = |client: &str| format!("{host}/team/{name}-{client}:1");
 
-        feed(&mut self.crane.command(&[&["auth"], &login[..]].concat()), password);
+        run(&mut piped(&self.crane.command(&[&["auth"], &login[..]].concat()), password));
         self.crane.run(&["append", "--oci-empty-base", "-f", "layer.tar", "-t", &image("crane")]);
         self.crane.run(&["validate", "--remote", &image("crane")]);
 
-        feed(&mut self.skopeo.command(&[&login[..], &[PLAIN]].concat()), password);
+        run(&mut piped(&self.skopeo.command(&[&login[..], &[PLAIN]].concat()), password));
         let (from, to) = (format!("docker://{}", image("crane")), format!("docker://{}", image("skopeo")));
         self.skopeo.run(&[
             "--insecure-policy",
@@ -144,14 +135,14 @@ impl Clients {
         ]);
         self.skopeo.run(&["inspect", PLAIN, &to]);
 
-        feed(&mut self.podman.command(&[&login[..], &[PLAIN]].concat()), password);
+        run(&mut piped(&self.podman.command(&[&login[..], &[PLAIN]].concat()), password));
         let policy = ["--signature-policy", "policy.json", PLAIN];
         let podman = |verb: &str, images: &[&str]| self.podman.run(&[&[verb], &policy[..], images].concat());
         podman("pull", &[&image("crane")]);
         podman("push", &[&image("crane"), &image("podman")]);
         podman("pull", &[&image("podman")]);
 
-        feed(&mut self.docker.docker(&login), password);
+        run(&mut piped(&self.docker.docker(&login), password));
         self.docker.import(&image("docker"), 1000);
         self.docker.run(&["push", &image("docker")]);
         self.docker.pull_again(&image("docker"));
@@ -200,7 +191,7 @@ fn clients_log_in_with_a_password_and_with_a_key_in_each_form() {
     }
     let crane = Tool::new("crane");
     crane.tar("layer.tar", 1, 1000);
-    feed(&mut crane.command(&["auth", "login", &berth.host(), "-u", "_json_key", "--password-stdin"]), &key);
+    run(&mut piped(&crane.command(&["auth", "login", &berth.host(), "-u", "_json_key", "--password-stdin"]), &key));
     let elsewhere = format!("{}/other/app:1", berth.host());
     let refused = crane.fails(&["append", "--oci-empty-base", "-f", "layer.tar", "-t", &elsewhere]);
     assert!(refused.contains("401 Unauthorized"), "{refused}");

@@ -266,6 +266,23 @@ pub(crate) fn run(command: &mut Command) -> String {
     said
 }
 
+/// A command line that is run by a shell, so that a password comes by standard input as people are told to.
+pub(crate) fn piped(command: &Command, password: &str) -> Command {
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "printf %s \"$PASSWORD\" | \"$0\" \"$@\""]).arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => shell.env(name, value),
+            None => shell.env_remove(name),
+        };
+    }
+    if let Some(folder) = command.get_current_dir() {
+        shell.current_dir(folder);
+    }
+    shell.env("PASSWORD", password);
+    shell
+}
+
 /// Runs a program that has to fail, and returns what it said.
 pub(crate) fn fails(command: &mut Command) -> String {
     let (status, said) = outcome(command);

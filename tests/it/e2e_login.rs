@@ -32,7 +32,7 @@ use rustix::process::Signal;
 use tempfile::TempDir;
 
 use crate::{
-    berth::{Berth, Setup, fails, run},
+    berth::{Berth, Setup, fails, piped, run},
     conformance::open,
     e2e_client::{Client, noise},
     e2e_docker::Daemon,
@@ -59,23 +59,6 @@ fn settings(folder: &Path, role: &str) -> String {
          [auth.rules.bob]\nwho = [\"user:bob\"]\nrole = \"reader\"\nrepositories = [\"team/**\"]\n",
         folder.join("users")
     )
-}
-
-/// A command line that is run by a shell, so that a password comes by standard input as people are told to.
-fn piped(command: &Command, password: &str) -> Command {
-    let mut shell = Command::new("sh");
-    shell.args(["-c", "printf %s \"$PASSWORD\" | \"$0\" \"$@\""]).arg(command.get_program()).args(command.get_args());
-    for (name, value) in command.get_envs() {
-        match value {
-            Some(value) => shell.env(name, value),
-            None => shell.env_remove(name),
-        };
-    }
-    if let Some(folder) = command.get_current_dir() {
-        shell.current_dir(folder);
-    }
-    shell.env("PASSWORD", password);
-    shell
 }
 
 #[test]
