@@ -510,6 +510,49 @@ async fn an_admin_of_a_prefix_manages_what_is_below_it() {
     assert!(refused.contains("authentication required"), "{refused}");
 }
 
+/// CVE-2019-16097: who registered made themselves an admin by a field that was not for them. The guard is
+/// `deny_unknown_fields` on what the admin API reads.
+#[tokio::test]
+async fn cve_2019_16097_a_field_that_is_not_for_the_caller_is_refused() {
+    let closed = Closed::new(&[]);
+    closed.create("ci", "reader", "team/*");
+    let berth = closed.start();
+    let admin = Client::remote(&format!("http://{}", berth.admin()));
+    let accounts = "/_/v1/accounts";
+    for field in ["created", "changed_by", "keys", "is_admin"] {
+        let change = json!({ field: "x" }).to_string();
+        let ci = format!("{accounts}/ci");
+        admin.send("PATCH", &ci, &[], change).await.expect_error(400, "REQUEST_INVALID");
+        let new = json!({ "name": "new", field: "x" }).to_string();
+        admin.send("POST", accounts, &[], new).await.expect_error(400, "REQUEST_INVALID");
+    }
+}
+
+/// CVE-2022-31669 and CVE-2022-31670: what belongs to another project was changed by its id. The guards are
+/// `theirs` for accounts, and `Manager::require` of the rule that is there in `put_rule` and `delete_rule`.
+#[tokio::test]
+async fn cve_2022_31669_what_is_others_is_not_changed_by_its_name() {
+    let closed = Closed::new(&[("BERTH_ADMIN__LISTEN", "0.0.0.0:0")]);
+    let admin = basic("admin", &secret_of(&closed.create("admin", "admin", "team/**")));
+    closed.create("foreign", "writer", "other/app");
+    closed.run(&["rule", "add", "foreign", "--who", "account:x", "--role", "reader", "--repository", "other/**"]);
+    let berth = closed.start();
+    let client = Client::remote(&format!("http://{}", berth.admin()));
+    let rule = json!({ "who": ["account:x"], "role": "reader", "repositories": ["team/app"] }).to_string();
+    let mine = json!({ "role": "reader", "repositories": ["team/app"] }).to_string();
+    for (method, path, body) in [
+        ("PATCH", "accounts/foreign", mine.as_str()),
+        ("PATCH", "accounts/foreign", r#"{"disabled": true}"#),
+        ("POST", "accounts/foreign/rotate", ""),
+        ("DELETE", "accounts/foreign", ""),
+        ("PUT", "rules/foreign", &rule),
+        ("DELETE", "rules/foreign", ""),
+    ] {
+        let answer = ask(&client, method, &format!("/_/v1/{path}"), &admin, body.to_owned()).await;
+        assert_eq!(answer.status, 403, "{method} {path} {body}: {}", answer.json());
+    }
+}
+
 async fn get_health(admin: &Client) -> u16 {
     admin.get("/readyz").await.status
 }
