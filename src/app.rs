@@ -207,8 +207,9 @@ impl App {
 pub async fn open_admin_api(config: &Config) -> Result<AdminApi, StartError> {
     let (store, index) = (open_store(config).await?, open_index(config)?);
     let registry = Registry::open(store, index, options(config), OtherIndex::Refuse).await?;
-    let authority = Authority::of_rules(AccessRules::default())?;
-    Ok(AdminApi { roster: Arc::new(Roster::new(registry)), authority, trust: Trust::Nobody })
+    let (roster, authority) = (Roster::new(registry), Authority::of_rules(AccessRules::configured(&config.auth))?);
+    roster.govern(&authority);
+    Ok(AdminApi { roster: Arc::new(roster), authority, trust: Trust::Nobody })
 }
 
 /// Makes the configured index the bucket's own in a new epoch, empty, whatever it was before: to be filled

@@ -20,7 +20,9 @@ use http::{
 };
 use serde::de::DeserializeOwned;
 
-use self::shapes::{AccountShape, Accounts, ChangedAccount, NewAccount, NewKeyShape, Rotation, RuleShape, Rules};
+use self::shapes::{
+    AccountShape, Accounts, ChangedAccount, Explained, NewAccount, NewKeyShape, Question, Rotation, RuleShape, Rules,
+};
 use super::{
     observe::{Peer, RequestId, Seen},
     respond,
@@ -68,6 +70,7 @@ enum Route {
     Rotate(EntryName),
     Rules,
     Rule(EntryName),
+    Explain,
 }
 
 impl Route {
@@ -80,6 +83,7 @@ impl Route {
             ["accounts", name, "rotate"] => Self::Rotate(name.parse().ok()?),
             ["rules"] => Self::Rules,
             ["rules", name] => Self::Rule(name.parse().ok()?),
+            ["explain"] => Self::Explain,
             _ => return None,
         })
     }
@@ -88,7 +92,7 @@ impl Route {
         match self {
             Self::Accounts => "GET, POST",
             Self::Account(_) => "GET, PATCH, DELETE",
-            Self::Rotate(_) => "POST",
+            Self::Rotate(_) | Self::Explain => "POST",
             Self::Rules => "GET",
             Self::Rule(_) => "GET, PUT, DELETE",
         }
@@ -155,6 +159,7 @@ impl AdminApi {
                 self.roster.delete_rule(manager, name).await?;
                 Ok(respond::empty(StatusCode::NO_CONTENT))
             }
+            (&Method::POST, Route::Explain) => self.explain(manager, &body).await,
             _ => {
                 let mut response = respond::error(Error::new(Code::Unsupported, "this can't be done with it"), None);
                 response.headers_mut().insert(ALLOW, HeaderValue::from_static(route.allow()));
@@ -245,6 +250,18 @@ impl AdminApi {
             None => Err(Error::new(Code::NameUnknown, format!("there is no rule {name}"))),
         }
     }
+
+    /// What somebody may do by all rules together, those of the configuration and those of the roster.
+    async fn explain(&self, manager: &Manager, body: &Bytes) -> Result<Response> {
+        let question: Question = read(body)?;
+        let (identity, repository, action) = question.read()?;
+        manager.require_repository(&repository)?;
+        // Makes the authority go by the roster as it is now.
+        self.roster.current().await?;
+        let rules = self.authority.rules();
+        let grant = rules.decide(&identity, &repository, action);
+        respond::json(&Explained::of(grant, action, rules.best(&identity, &repository)))
+    }
 }
 
 /// Reads a request's body. Unknown fields are refused: one that was misspelt must not be passed over, and none
@@ -280,6 +297,7 @@ mod tests {
             ("/_/v1/accounts/ci/rotate", Some(Route::Rotate(name()))),
             ("/_/v1/rules", Some(Route::Rules)),
             ("/_/v1/rules/ci", Some(Route::Rule(name()))),
+            ("/_/v1/explain", Some(Route::Explain)),
             ("/_/v1/rules/ci/", None),
             ("/_/v1/accounts/", None),
             ("/_/v1/accounts/CI", None),

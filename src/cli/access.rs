@@ -1,18 +1,21 @@
 //! `berth access`: what somebody may do, and which rule says so.
 
 use clap::{Subcommand, ValueEnum};
+use reqwest::Method;
+use serde_json::{Value, json};
 
-use super::{Failure, print};
+use super::{Failure, desk::Where, load, print};
 use crate::{
-    auth::{AccessRules, Action, Identity, Subject, htpasswd::Users},
-    config::{Config, Role, Written},
+    auth::{Subject, htpasswd::Users},
+    config::{Config, LoadArgs},
     oci::RepositoryName,
 };
 
 /// See what somebody may do.
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
-    /// Print whether the configuration's rules let somebody do something, and the rule that decides it.
+    /// Print whether somebody may do something, and the rule that decides it: one of the configuration, or one
+    /// that was made at run time.
     Explain {
         /// Who: user:NAME, account:NAME, oidc:ISSUER:SUBJECT or anonymous. A bare name is a user's, or a
         /// service account's where the htpasswd file has no such user.
@@ -23,10 +26,12 @@ pub(super) enum Command {
         groups: Vec<String>,
         /// The repository.
         #[arg(long, value_name = "NAME")]
-        repository: String,
+        repository: RepositoryName,
         /// What they want to do.
         #[arg(long, value_enum)]
         action: Wanted,
+        #[command(flatten)]
+        place: Where,
     },
 }
 
@@ -41,48 +46,53 @@ pub(super) enum Wanted {
     Delete,
 }
 
+impl Wanted {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Pull => "pull",
+            Self::Push => "push",
+            Self::Delete => "delete",
+        }
+    }
+}
+
 /// Does it. Exit status 0 for a yes and for a no: both are answers.
-pub(super) fn run(command: &Command, config: &Config) -> Result<(), Failure> {
-    let Command::Explain { who, groups, repository, action } = command;
-    let identity = Identity { subject: subject(who, config)?, groups: groups.clone() };
-    let repository: RepositoryName = repository.parse().map_err(|error| Failure::Argument(format!("{error}")))?;
-    let action = match action {
-        Wanted::Pull => Action::Pull,
-        Wanted::Push => Action::Push,
-        Wanted::Delete => Action::Delete,
-    };
-    print(explain(&AccessRules::configured(&config.auth), &identity, &repository, action).as_bytes())
+pub(super) fn run(command: &Command, args: LoadArgs) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(explain(command, args))
+}
+
+async fn explain(command: &Command, args: LoadArgs) -> Result<(), Failure> {
+    let Command::Explain { who, groups, repository, action, place } = command;
+    let (who, action) = (subject(who, &load(args.clone())?.config)?.to_string(), action.as_str());
+    let question = json!({ "who": who, "groups": groups, "repository": repository.as_str(), "action": action });
+    let answer = place.open(args).await?.ask(Method::POST, "explain", Some(question)).await?;
+    print(format!("{who}: {action} in {repository}: {}", told(&answer)).as_bytes())
 }
 
 /// The decision, and what it rests on.
-fn explain(rules: &AccessRules, identity: &Identity, repository: &RepositoryName, action: Action) -> String {
-    let asked = format!("{identity}: {} in {repository}", action.as_str());
-    let Some(best) = rules.best(identity, repository) else {
-        return format!("{asked}: denied\nno rule is about them and this repository\n");
+fn told(answer: &Value) -> String {
+    let rule = &answer["rule"];
+    let decision = match (answer["allowed"].as_bool(), answer["create_only"].as_bool()) {
+        (Some(true), Some(true)) => "allowed, but no tag that exists is moved",
+        (Some(true), _) => "allowed",
+        _ => "denied",
     };
-    let role = role(best.rule.role);
-    let decision = match rules.decide(identity, repository, action) {
-        None => "denied",
-        Some(grant) if grant.create_only && action == Action::Push => "allowed, but no tag that exists is moved",
-        Some(_) => "allowed",
-    };
-    let who: Vec<String> = best.rule.who.iter().map(|who| who.write()).collect();
-    let patterns: Vec<String> = best.rule.repositories.iter().map(|pattern| pattern.write()).collect();
-    format!(
-        "{asked}: {decision}\n{} gives the role {role} to {} in {}; no other rule gives them more here\n",
-        best.name,
-        who.join(", "),
-        patterns.join(", ")
-    )
-}
-
-fn role(role: Role) -> &'static str {
-    match role {
-        Role::Reader => "reader",
-        Role::Creator => "creator",
-        Role::Writer => "writer",
-        Role::Admin => "admin",
+    if rule.is_null() {
+        return format!("{decision}\nno rule is about them and this repository\n");
     }
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let list = |value: &Value| {
+        let items: Vec<&str> = value.as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        items.join(", ")
+    };
+    format!(
+        "{decision}\n{} gives the role {} to {} in {}; no other rule gives them more here\n",
+        text(&rule["name"]),
+        text(&rule["role"]),
+        list(&rule["who"]),
+        list(&rule["repositories"])
+    )
 }
 
 fn subject(who: &str, config: &Config) -> Result<Subject, Failure> {

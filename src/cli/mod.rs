@@ -5,6 +5,8 @@
 mod access;
 mod account;
 mod config;
+mod configure_docker;
+pub mod credential;
 mod desk;
 mod index;
 mod inspect;
@@ -40,8 +42,11 @@ Examples:
   berth config check                          what counts, and where each setting came from
   berth account create ci --role writer --repository 'team/*' > key.json
                                               a service account, and its key
+  berth access explain --as ci --repository team/app --action push
+                                              what it may do, and the rule that says so
   berth index rebuild                         fill a new index from the bucket
   berth inspect tag team/app:v1               what index and bucket say of a tag
+  berth configure-docker r.example.com        let docker log in by docker-credential-berth
 
 Configuration:
   One TOML file: --config, else BERTH_CONFIG, else /etc/berth/berth.toml. Each key is also an environment
@@ -85,6 +90,8 @@ enum Command {
     Index(index::Command),
     /// Show what the index says of a thing, what the bucket says, and where they disagree. Changes nothing.
     Inspect(inspect::Arguments),
+    /// Have Docker log in to registries through docker-credential-berth, which must be in the PATH.
+    ConfigureDocker(configure_docker::Arguments),
     /// Print a completion script for a shell, such as: berth completions bash > /etc/bash_completion.d/berth
     Completions {
         /// The shell.
@@ -192,10 +199,11 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Config(command) => config::run(&command, args),
         Command::Account(command) => account::run(&command, args),
         Command::Rule(command) => rule::run(&command, args),
-        Command::Access(command) => access::run(&command, &load(args)?.config),
+        Command::Access(command) => access::run(&command, args),
         Command::Keys(command) => keys::run(&command, || load(args)),
         Command::Index(command) => index::run(&command, load(args)?),
         Command::Inspect(arguments) => inspect::run(&arguments, args),
+        Command::ConfigureDocker(arguments) => configure_docker::run(&arguments),
         Command::Completions { shell } => completions(shell),
     }
 }

@@ -453,19 +453,6 @@ impl Written for Namespace {
     }
 }
 
-impl Written for PathBuf {
-    const NAME: &'static str = "Path";
-    const WANT: &'static str = "the path of a file";
-
-    fn read(text: &str) -> Option<Self> {
-        read_path(text)
-    }
-
-    fn write(&self) -> String {
-        self.display().to_string()
-    }
-}
-
 /// A path that can be shown on one line.
 fn read_path(text: &str) -> Option<PathBuf> {
     (!text.is_empty() && !text.contains(char::is_control)).then(|| PathBuf::from(text))

@@ -194,10 +194,10 @@ pub struct Tls {
     /// set, every address of `server.listen` speaks TLS and nothing else. When this file or that of the key
     /// changes, new connections get the new certificate.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub certificate: Option<Text<PathBuf>>,
+    pub certificate: Option<Text<FilePath>>,
     /// The file with the certificate's private key, in PEM. It goes with `tls.certificate`: both or neither.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub key: Option<Text<PathBuf>>,
+    pub key: Option<Text<FilePath>>,
     /// The oldest version of TLS that clients may speak.
     pub min_version: TlsVersion,
 }

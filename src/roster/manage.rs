@@ -9,9 +9,10 @@ use std::{sync::Arc, time::Duration};
 use super::{Entries, Roster};
 use crate::{
     auth::{AccessRules, Identity, Subject, account::NewKey},
-    config::{RepositoryPattern, Role, Rule, Text, Who},
+    config::{RepositoryPattern, Role, Rule, Text, Who, Written},
     error::{Code, Error, Result},
     index::facts::{Account, AccountKey, RosterRule},
+    oci::RepositoryName,
     storage::{StoreTime, key::EntryName},
 };
 
@@ -93,6 +94,15 @@ impl Manager {
     /// Whether they manage an account.
     pub fn manages_account(&self, account: &Account) -> bool {
         self.administers(account.repositories.iter().map(|pattern| &pattern.0))
+    }
+
+    /// Refuses whoever doesn't administer a repository.
+    ///
+    /// # Errors
+    /// 403
+    pub fn require_repository(&self, repository: &RepositoryName) -> Result<()> {
+        // A name is a pattern that means itself.
+        self.require(RepositoryPattern::read(repository.as_str()).map(Text).as_ref())
     }
 
     /// Whether they manage a rule.

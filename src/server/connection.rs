@@ -3,7 +3,7 @@
 use std::{convert::Infallible, net::SocketAddr, pin::pin, sync::Arc};
 
 use axum::{Router, body::Body};
-use http::{Request, Response, Version};
+use http::{Request, Response, Version, header::EXPECT};
 use http_body::Body as _;
 use hyper::service::Service;
 use hyper_util::{
@@ -141,11 +141,15 @@ impl Service<Request<hyper::body::Incoming>> for Requests {
     type Future = std::pin::Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
 
     fn call(&self, request: Request<hyper::body::Incoming>) -> Self::Future {
-        let turn = self.activity.request_began(request.version() == Version::HTTP_2);
+        let is_http2 = request.version() == Version::HTTP_2;
+        let turn = self.activity.request_began(is_http2);
         let stall = self.patience.stall;
+        // HTTP/2 ends a stream without a reset of the connection; who waits for a word before sending (100 Continue)
+        // has the answer in its place.
+        let lingers = !is_http2 && !request.headers().contains_key(EXPECT);
         let mut request = request.map(|body| match body.is_end_stream() {
             true => Body::empty(),
-            false => Body::new(Incoming::new(body, stall)),
+            false => Body::new(Incoming::new(body, stall, lingers.then(|| self.activity.request_began(is_http2)))),
         });
         request.extensions_mut().insert(Peer(self.client.peer));
         request.extensions_mut().insert(self.client.scheme);

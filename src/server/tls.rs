@@ -38,7 +38,7 @@ const HANDSHAKE: u8 = 22;
 
 /// What a client is told that speaks HTTP where TLS is spoken.
 pub(super) const NOT_TLS: &[u8] = b"HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\n\
-Connection: close\r\nContent-Length: 113\r\n\r\n\
+Connection: close\r\nContent-Length: 116\r\n\r\n\
 {\"errors\":[{\"code\":\"UNSUPPORTED\",\"message\":\"this is plain HTTP, and the port speaks TLS: use https\",\"detail\":null}]}";
 
 /// The oldest version of TLS that is spoken.

@@ -9,16 +9,21 @@ mod cosign;
 mod distribution;
 mod helm;
 mod large;
-mod login;
 mod oras;
 mod regctl;
 mod tool;
 
+#[expect(dead_code, reason = "the other tests use the rest of it")]
+#[path = "../it/authority.rs"]
+mod authority;
 #[expect(dead_code, reason = "the other tests use the rest of it")]
 #[path = "../it/berth.rs"]
 mod berth;
 #[expect(dead_code, reason = "the other tests use the rest of it")]
 #[path = "../it/e2e_client.rs"]
 mod e2e_client;
+#[expect(dead_code, reason = "the other tests use the rest of it")]
+#[path = "../it/issuer.rs"]
+mod issuer;
 #[path = "../it/strace.rs"]
 mod strace;

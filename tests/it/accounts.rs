@@ -174,16 +174,28 @@ impl Clients {
     }
 }
 
+/// Every credential but the ID token, which [`crate::oidc`] has, by every client.
 #[test]
-fn clients_log_in_with_a_key_in_each_form() {
-    let closed = Closed::new(&[]);
+fn clients_log_in_with_a_password_and_with_a_key_in_each_form() {
+    let folder = TempDir::new().unwrap();
+    let users = folder.path().join("users");
+    fs::write(&users, format!("ann:{}\n", bcrypt::hash("ann-secret", 4).unwrap())).unwrap();
+    let closed = Closed::new(&[
+        ("BERTH_AUTH__HTPASSWD", users.to_str().unwrap()),
+        ("BERTH_AUTH__RULES__ANN__WHO", "user:ann"),
+        ("BERTH_AUTH__RULES__ANN__ROLE", "writer"),
+        ("BERTH_AUTH__RULES__ANN__REPOSITORIES", "team/*"),
+    ]);
     let key = closed.create("ci", "writer", "team/*");
     let berth = closed.start();
     let clients = Clients::new();
     let encoded = STANDARD.encode(&key);
-    for (name, user, password) in
-        [("file", "_json_key", &key), ("encoded", "_json_key_base64", &encoded), ("secret", "ci", &secret_of(&key))]
-    {
+    for (name, user, password) in [
+        ("user", "ann", "ann-secret"),
+        ("file", "_json_key", &key),
+        ("encoded", "_json_key_base64", &encoded),
+        ("secret", "ci", &secret_of(&key)),
+    ] {
         clients.use_credential(&berth.host(), name, user, password);
     }
     let crane = Tool::new("crane");
@@ -213,10 +225,17 @@ async fn the_command_line_manages_with_a_server_and_without() {
     closed.run(&rule);
     assert_eq!(ask(&client, "GET", tags, &basic("first", &secret_of(&first)), "").await.status, 404);
     assert!(closed.run(&["rule", "list"]).contains("account:first"));
+    let explain = |action: &str| {
+        closed.run(&["access", "explain", "--as", "first", "--repository", "open/app", "--action", action])
+    };
+    let because = "rule open gives the role reader to account:first in open/**; no other rule gives them more here\n";
+    assert_eq!(explain("pull"), format!("account:first: pull in open/app: allowed\n{because}"));
+    assert_eq!(explain("push"), format!("account:first: push in open/app: denied\n{because}"));
     let again = fails(&mut closed.berth(&["account", "create", "second"]));
     assert!(again.contains("there is an account second already"), "{again}");
 
     berth.terminate();
+    assert!(explain("pull").contains(&format!("allowed\n{because}")));
     closed.run(&["account", "disable", "second"]);
     let table = closed.run(&["account", "list"]);
     let line = table.lines().find(|line| line.starts_with("second")).unwrap();
@@ -264,7 +283,9 @@ fn make_later(folder: &Path, later: std::time::SystemTime) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn the_command_line_works_on_the_bucket_beside_servers() {
     let (s3, redis) = (s3_server::start().await, redis_server::start().await);
+    let keys = run(Command::new(env!("CARGO_BIN_EXE_berth")).args(["keys", "new"]).env("BERTH_CONFIG", "/dev/null"));
     let closed = Closed::new(&[
+        ("BERTH_AUTH__TOKEN__KEYS", &keys),
         ("BERTH_STORAGE__URL", &format!("s3://{}/registry", s3.bucket)),
         ("BERTH_STORAGE__S3__ENDPOINT", &s3.endpoint),
         ("BERTH_STORAGE__S3__PATH_STYLE", "true"),
@@ -346,6 +367,47 @@ async fn what_ends_an_account_ends_it_at_once() {
     assert!(!is_let_in(&client, "ci", &newest).await);
 }
 
+/// A token says by itself what its holder may do, and so it lives on; a refresh token goes with the key.
+#[tokio::test]
+async fn a_refresh_token_ends_with_its_key_and_a_token_by_itself() {
+    let closed = Closed::new(&[]);
+    let key = closed.create("ci", "writer", "team/*");
+    let berth = closed.start();
+    let (client, admin) = (berth.client(), Client::remote(&format!("http://{}", berth.admin())));
+    let scope = "scope=repository:team/app:pull";
+    let log_in = async |secret: &str| {
+        let path = format!("/v2/token?offline_token=true&{scope}");
+        let said = ask(&client, "GET", &path, &basic("ci", secret), "").await.expect(200).json();
+        assert_eq!(said["expires_in"], 300);
+        ["token", "refresh_token"].map(|token| said[token].as_str().unwrap().to_owned())
+    };
+    let refresh = async |token: &str| {
+        let form = format!("grant_type=refresh_token&{scope}&refresh_token={token}");
+        client.send("POST", "/v2/token", &[], form).await.status
+    };
+    let accounts = "/_/v1/accounts";
+    let change = async |body: &'static str| admin.send("PATCH", &format!("{accounts}/ci"), &[], body).await.expect(200);
+    let rotate = async |body: &'static str| {
+        admin.send("POST", &format!("{accounts}/ci/rotate"), &[], body).await.expect(200).json()["key"].to_string()
+    };
+
+    let [token, first] = log_in(&secret_of(&key)).await;
+    assert_eq!(refresh(&first).await, 200);
+    change(r#"{"disabled": true}"#).await;
+    assert_eq!(refresh(&first).await, 401);
+    let bearer = format!("Bearer {token}");
+    assert_eq!(ask(&client, "GET", "/v2/team/app/tags/list", &bearer, "").await.status, 404);
+    change(r#"{"disabled": false}"#).await;
+    let second = rotate(r#"{"overlap_seconds": 3600}"#).await;
+    let [_, second] = log_in(&secret_of(&second)).await;
+    assert_eq!((refresh(&first).await, refresh(&second).await), (200, 200));
+    rotate("").await;
+    assert_eq!((refresh(&first).await, refresh(&second).await), (401, 401));
+    admin.delete(&format!("{accounts}/ci")).await.expect(204);
+    let [_, third] = log_in(&secret_of(&closed.create("ci", "writer", "team/*"))).await;
+    assert_eq!((refresh(&first).await, refresh(&third).await), (401, 200));
+}
+
 /// Who administers `team/**` manages that and nothing else, and gets no further by way of an account.
 #[tokio::test]
 async fn an_admin_of_a_prefix_manages_what_is_below_it() {
@@ -373,7 +435,8 @@ async fn an_admin_of_a_prefix_manages_what_is_below_it() {
     };
     let rule =
         |who: &str, pattern: &str| json!({ "who": [who], "role": "reader", "repositories": [pattern] }).to_string();
-    let (accounts, rules) = ("/_/v1/accounts", "/_/v1/rules");
+    let question = |name: &str| json!({ "who": "account:ops", "repository": name, "action": "pull" }).to_string();
+    let (accounts, rules, explain) = ("/_/v1/accounts", "/_/v1/rules", "/_/v1/explain");
     let of = |list: &str, name: &str| format!("{list}/{name}");
     let table = [
         // Nobody, and who administers nothing.
@@ -409,6 +472,11 @@ async fn an_admin_of_a_prefix_manages_what_is_below_it() {
         (&team, "GET", of(rules, "foreign"), String::new(), 404),
         (&team, "DELETE", of(rules, "mine"), String::new(), 204),
         (&team, "DELETE", of(accounts, "mine-too"), String::new(), 204),
+        // Whether somebody else may do something.
+        (&team, "POST", explain.to_owned(), question("team/app"), 200),
+        (&team, "POST", explain.to_owned(), question("other/app"), 403),
+        (&root, "POST", explain.to_owned(), question("other/app"), 200),
+        (&root, "POST", explain.to_owned(), question("Other"), 400),
         // Who administers everything.
         (&root, "POST", of(accounts, "trusted/rotate"), String::new(), 200),
         (&root, "DELETE", of(accounts, "foreign"), String::new(), 204),

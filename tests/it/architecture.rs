@@ -39,7 +39,7 @@ fn spans(text: &str) -> impl Iterator<Item = &str> {
 }
 
 /// The fenced blocks in a language.
-fn blocks(text: &str, language: &str) -> Vec<String> {
+pub(crate) fn blocks(text: &str, language: &str) -> Vec<String> {
     let begin = format!("```{language}");
     let (mut found, mut block): (Vec<String>, Option<&str>) = (Vec::new(), None);
     for line in text.lines() {
@@ -97,9 +97,12 @@ fn every_command_is_one() {
     let mut count = 0;
     for (path, text) in papers() {
         let shown = blocks(&text, "sh").concat();
-        let lines = shown.lines().map(|line| line.split(" #").next().unwrap_or_default().trim());
+        // Behind the command there may be a remark, or the file that it writes to.
+        let command = |line: &'_ str| line.split(" #").next().unwrap().split(" > ").next().unwrap().trim().to_owned();
+        let lines: Vec<String> = shown.lines().map(command).collect();
         let spans = spans(&text).filter(|span| span.starts_with("berth ") && !span.contains('…'));
-        for command in lines.filter(|line| line.starts_with("berth ")).chain(spans) {
+        let lines = lines.iter().map(String::as_str).filter(|line| line.starts_with("berth "));
+        for command in lines.chain(spans) {
             println!("{}: {command}", path.display());
             assert_is_command(command);
             count += 1;

@@ -155,7 +155,8 @@ fn crane_logs_in_and_follows_what_the_rules_say_now() {
     let command = |arguments: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_berth"));
         command.args(arguments).env("BERTH_STORAGE__URL", format!("file:{}", berth.directory().display()));
-        run(command.env("BERTH_CONFIG", &file))
+        // The directory is the server's, so what opens it asks the server.
+        run(command.env("BERTH_CONFIG", &file).env("BERTH_ADMIN__LISTEN", berth.admin().to_string()))
     };
     assert_eq!(command(&["keys", "list"]).lines().count(), 1);
     assert!(command(&["keys", "rotate", "--algorithm", "ES256"]).contains("ES256 signs from"));

@@ -24,7 +24,7 @@ const LEVELS: [&[&str]; 14] = [
     &["server"],
     &["app"],
     &["cli"],
-    &["main", "lib"],
+    &["main", "lib", "bin"],
 ];
 
 /// The foreign crates that have owners, and exactly who imports each.
@@ -32,13 +32,13 @@ const OWNED: [(&str, &[&str]); 32] = [
     ("argon2", &["auth"]),
     ("aws_lc_rs", &["auth", "redirect"]),
     ("axum", &["api", "app", "server"]),
-    ("base64", &["auth", "redirect", "registry", "upload"]),
+    ("base64", &["auth", "cli", "redirect", "registry", "upload"]),
     ("bcrypt", &["auth"]),
     ("chrono", &["auth", "cli", "storage"]),
     ("clap", &["cli"]),
     ("clap_complete", &["cli"]),
     ("hmac", &["upload"]),
-    ("http", &["api", "config", "server", "storage"]),
+    ("http", &["api", "cli", "config", "server", "storage"]),
     ("http_body", &["api", "server"]),
     ("http_body_util", &["api"]),
     ("hyper", &["server"]),

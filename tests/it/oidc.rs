@@ -1,14 +1,8 @@
-//! Keyless login: a real issuer, over HTTPS with a CA of its own, whose tokens are passwords.
+//! Keyless login: the tokens of a real issuer are passwords.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::{
-    collections::BTreeMap,
-    path::{Path, PathBuf},
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::{path::Path, time::Duration};
 
-use axum::{Router, body::Body, extract::Request};
 use berth::{
     auth::{
         Login, Logins,
@@ -17,115 +11,17 @@ use berth::{
     config::Config,
     error::Code,
 };
-use hyper_util::{
-    rt::{TokioExecutor, TokioIo},
-    server::conn::auto::Builder,
-    service::TowerToHyperService,
-};
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode, jwk::Jwk};
-use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PKCS_ED25519, PKCS_RSA_SHA256, RsaKeySize};
-use rustls::{
-    ServerConfig,
-    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
-};
 use serde_json::{Value, json};
-use tokio::{net::TcpListener, task::JoinHandle};
-use tokio_rustls::TlsAcceptor;
 
-use crate::{accounts::Clients, berth::Setup, tls::Authority};
-
-/// What a path answers: a status, a `Location`, a body.
-type Said = (u16, String, String);
-
-/// An issuer; it stops when this is dropped.
-pub(crate) struct Issuer {
-    pub(crate) url: String,
-    pub(crate) ca: PathBuf,
-    said: Arc<Mutex<BTreeMap<String, Said>>>,
-    asked: Arc<Mutex<Vec<String>>>,
-    accepting: JoinHandle<()>,
-    _authority: Authority,
-}
-
-impl Drop for Issuer {
-    fn drop(&mut self) {
-        self.accepting.abort();
-    }
-}
-
-const DISCOVERY: &str = "/.well-known/openid-configuration";
+use crate::{
+    accounts::Clients,
+    authority::Authority,
+    berth::Setup,
+    issuer::{DISCOVERY, Issuer, Key, now},
+};
 
 impl Issuer {
-    pub(crate) async fn start(keys: &[&Key]) -> Self {
-        let authority = Authority::new();
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("https://{}", listener.local_addr().unwrap());
-        let (said, asked): (Arc<Mutex<BTreeMap<String, Said>>>, Arc<Mutex<Vec<String>>>) = Default::default();
-        let answers = (Arc::clone(&said), Arc::clone(&asked));
-        let router = Router::new().fallback(async move |request: Request| {
-            let path = request.uri().path().to_owned();
-            answers.1.lock().unwrap().push(path.clone());
-            let nothing = (404, String::new(), String::new());
-            let (status, location, body) = answers.0.lock().unwrap().get(&path).cloned().unwrap_or(nothing);
-            http::Response::builder().status(status).header("location", location).body(Body::from(body)).unwrap()
-        });
-        let acceptor = acceptor(&authority);
-        let accepting = tokio::spawn(async move {
-            while let Ok((socket, _)) = listener.accept().await {
-                let (acceptor, service) = (acceptor.clone(), TowerToHyperService::new(router.clone()));
-                tokio::spawn(async move {
-                    // Who doesn't trust the CA ends the handshake.
-                    let Ok(socket) = acceptor.accept(socket).await else { return };
-                    drop(Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(socket), service).await);
-                });
-            }
-        });
-        let issuer = Self { url, ca: authority.path("ca.crt"), said, asked, accepting, _authority: authority };
-        issuer.says(DISCOVERY, json!({ "issuer": issuer.url, "jwks_uri": format!("{}/keys", issuer.url) }));
-        issuer.publishes(keys);
-        issuer
-    }
-
-    fn says(&self, path: &str, body: Value) {
-        self.answers(path, 200, "", &body.to_string());
-    }
-
-    pub(crate) fn answers(&self, path: &str, status: u16, location: &str, body: &str) {
-        self.said.lock().unwrap().insert(path.to_owned(), (status, location.to_owned(), body.to_owned()));
-    }
-
-    fn publishes(&self, keys: &[&Key]) {
-        let keys: Vec<Value> = keys.iter().map(|key| key.public.clone()).collect();
-        self.says("/keys", json!({ "keys": keys }));
-    }
-
-    /// How often its keys were asked for.
-    fn fetches(&self) -> usize {
-        self.asked.lock().unwrap().iter().filter(|path| *path == "/keys").count()
-    }
-
-    /// Claims that are good.
-    fn claims(&self) -> Value {
-        let now = now();
-        json!({ "iss": self.url, "aud": "berth.example", "sub": "repo:team/app:ref:refs/heads/main", "iat": now,
-            "nbf": now, "exp": now + 300, "ref": "refs/heads/main", "groups": ["dev"] })
-    }
-
-    /// The same but for one.
-    fn claims_with(&self, claim: &str, value: Value) -> Value {
-        let mut claims = self.claims();
-        claims[claim] = value;
-        claims
-    }
-
-    fn settings(&self) -> String {
-        format!(
-            "[auth.oidc.hub]\nissuer = \"{}\"\naudience = [\"berth.example\"]\nca = \"{}\"\ngroups = [\"groups\"]\nclaims.ref = [\"refs/heads/*\"]\n",
-            self.url,
-            self.ca.display()
-        )
-    }
-
     fn trusted(&self, pace: Pace) -> Issuers {
         trusted(&self.settings(), pace)
     }
@@ -138,72 +34,6 @@ fn trusted(settings: &str, pace: Pace) -> Issuers {
 
 /// Keys are fetched whenever there is a reason to.
 const EAGER: Pace = Pace { fresh: Duration::from_secs(60), stale: Duration::from_secs(60), rest: Duration::ZERO };
-
-fn acceptor(authority: &Authority) -> TlsAcceptor {
-    let chain = CertificateDer::pem_file_iter(authority.path("one.crt")).unwrap().map(Result::unwrap).collect();
-    let key = PrivateKeyDer::from_pem_file(authority.path("one.key")).unwrap();
-    let config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(chain, key)
-        .unwrap();
-    TlsAcceptor::from(Arc::new(config))
-}
-
-fn now() -> u64 {
-    jsonwebtoken::get_current_timestamp()
-}
-
-/// A key of the issuer's, or of somebody who would like to be it.
-pub(crate) struct Key {
-    algorithm: Algorithm,
-    id: String,
-    private: EncodingKey,
-    pub(crate) public: Value,
-}
-
-impl Key {
-    pub(crate) fn new(algorithm: Algorithm, id: &str) -> Self {
-        let pair = match algorithm {
-            Algorithm::RS256 | Algorithm::PS256 => KeyPair::generate_rsa_for(&PKCS_RSA_SHA256, RsaKeySize::_2048),
-            Algorithm::ES384 => KeyPair::generate_for(&PKCS_ECDSA_P384_SHA384),
-            Algorithm::EdDSA => KeyPair::generate_for(&PKCS_ED25519),
-            _ => KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256),
-        };
-        let pair = pair.unwrap();
-        let pem = pair.serialize_pem();
-        let private = match algorithm {
-            Algorithm::RS256 | Algorithm::PS256 => EncodingKey::from_rsa_pem(pem.as_bytes()),
-            Algorithm::EdDSA => EncodingKey::from_ed_pem(pem.as_bytes()),
-            _ => EncodingKey::from_ec_pem(pem.as_bytes()),
-        };
-        let private = private.unwrap();
-        let mut public = match algorithm {
-            // What the library makes of such a key's PEM lacks the public half.
-            Algorithm::EdDSA => {
-                let x =
-                    base64::Engine::encode(&base64::engine::general_purpose::URL_SAFE_NO_PAD, pair.public_key_raw());
-                json!({ "kty": "OKP", "crv": "Ed25519", "x": x })
-            }
-            _ => json!(Jwk::from_encoding_key(&private, algorithm).unwrap()),
-        };
-        public["kid"] = json!(id);
-        public["use"] = json!("sig");
-        Self { algorithm, id: id.to_owned(), private, public }
-    }
-
-    pub(crate) fn sign(&self, claims: &Value) -> String {
-        self.sign_with(claims, |_| {})
-    }
-
-    pub(crate) fn sign_with(&self, claims: &Value, change: impl Fn(&mut Header)) -> String {
-        let mut header = Header::new(self.algorithm);
-        header.kid = Some(self.id.clone());
-        change(&mut header);
-        encode(&header, claims, &self.private).unwrap()
-    }
-}
 
 async fn check(issuers: &Issuers, token: &str) -> Option<Login> {
     issuers.check("anybody", token).await.unwrap()
@@ -291,15 +121,7 @@ async fn a_forged_token_proves_nothing() {
         ("no name of a key, where there are several", rsa.sign_with(&claims, |header| header.kid = None)),
         ("the name of a key of another kind", rsa.sign_with(&claims, |header| header.kid = Some("ec".to_owned()))),
         ("a key that is not for signatures", encryption.sign(&claims)),
-        ("another algorithm than the key's own", {
-            let key = Key {
-                algorithm: Algorithm::RS512,
-                id: "rsa".to_owned(),
-                private: rsa.private.clone(),
-                public: Value::Null,
-            };
-            key.sign(&claims)
-        }),
+        ("another algorithm than the key's own", rsa.sign_with(&claims, |header| header.alg = Algorithm::RS512)),
         ("HS256 with the public key", hmac),
         ("none", format!("{}.{}.", of(json!({ "alg": "none", "kid": "rsa" })), parts[1])),
         ("no signature", format!("{}.{}.", parts[0], parts[1])),
@@ -437,6 +259,19 @@ async fn clients_log_in_with_an_id_token() {
     assert_eq!(ask("/v2/team/rsa-crane/tags/list", &stranger).await, 401);
     let pull_request = rsa.sign(&issuer.claims_with("ref", json!("refs/pull/1/merge")));
     assert_eq!(ask("/v2/", &pull_request).await, 401);
+    // Exchanged for one of ours, it goes on for half a day at most.
+    let form = format!(
+        "grant_type=password&username=x&password={}&access_type=offline&scope=repository:team/app:pull,push",
+        tokens[1]
+    );
+    let said = client.send("POST", "/v2/token", &[], form).await.expect(200).json();
+    assert_eq!(said["scope"], "repository:team/app:pull,push");
+    let refresh = said["refresh_token"].as_str().unwrap();
+    let claims: Value = jsonwebtoken::dangerous::insecure_decode_claims(refresh).unwrap();
+    assert!(claims["exp"].as_u64().unwrap() <= now() + 12 * 3600, "{claims}");
+    let form = format!("grant_type=refresh_token&refresh_token={refresh}&scope=repository:team/app:pull");
+    let said = client.send("POST", "/v2/token", &[], form).await.expect(200).json();
+    assert_eq!(said["scope"], "repository:team/app:pull");
     // No token is told to the log.
     let log = berth.log();
     assert!(log.contains("oidc:hub:repo:team/app:ref:refs/heads/main") && log.contains("an ID token was refused"));

@@ -84,8 +84,7 @@ async fn survives(doing: Doing, how: How, k: usize) -> bool {
         let roster = Arc::clone(&roster);
         async move { doing.run(&roster).await }
     });
-    let hangs = matches!(how, How::HangBefore | How::HangAfter);
-    while !acting.is_finished() && !(hangs && bench.probe.has_struck()) {
+    while !acting.is_finished() && !bench.probe.has_hung() {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     let acknowledged = acting.is_finished() && acting.await.unwrap().is_ok();
@@ -93,7 +92,6 @@ async fn survives(doing: Doing, how: How, k: usize) -> bool {
         assert!(acknowledged);
         return false;
     }
-    tokio::time::sleep(Duration::from_millis(5)).await;
     bench.clock.advance(Duration::from_secs(60));
     bench.work().await;
     let after = seen(&bench, "ci").await;

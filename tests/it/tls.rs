@@ -5,77 +5,22 @@ use std::{
     fs,
     io::{Read, Write},
     net::{SocketAddr, TcpStream},
-    path::{Path, PathBuf},
+    path::Path,
     time::Duration,
 };
 
 use bytes::Bytes;
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
-use reqwest::tls::{Certificate, Version};
+use reqwest::tls::Version;
 use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::{
+    authority::Authority,
     berth::{Berth, Setup},
     e2e_client::{Client, closing, noise, sha256},
     e2e_docker::Daemon,
     e2e_tools::Tool,
 };
-
-/// A certificate authority, and a directory with what it issued.
-pub(crate) struct Authority {
-    directory: TempDir,
-    issuer: Issuer<'static, KeyPair>,
-}
-
-impl Authority {
-    pub(crate) fn new() -> Self {
-        let mut params = CertificateParams::new(Vec::new()).unwrap();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.distinguished_name.push(rcgen::DnType::CommonName, "Test Authority");
-        let key = KeyPair::generate().unwrap();
-        let directory = TempDir::new().unwrap();
-        fs::write(directory.path().join("ca.crt"), params.self_signed(&key).unwrap().pem()).unwrap();
-        let authority = Self { directory, issuer: Issuer::new(params, key) };
-        authority.issue("one");
-        authority
-    }
-
-    /// Where its files are: `ca.crt`, and of each that it issued `<name>.crt` and `<name>.key`.
-    pub(crate) fn path(&self, file: &str) -> PathBuf {
-        self.directory.path().join(file)
-    }
-
-    /// Makes a certificate for this machine.
-    fn issue(&self, name: &str) {
-        let names = ["localhost", "127.0.0.1"].map(str::to_owned);
-        let mut params = CertificateParams::new(names).unwrap();
-        params.distinguished_name.push(rcgen::DnType::CommonName, name);
-        let key = KeyPair::generate().unwrap();
-        let certificate = params.signed_by(&key, &self.issuer).unwrap();
-        fs::write(self.path(&format!("{name}.crt")), certificate.pem()).unwrap();
-        fs::write(self.path(&format!("{name}.key")), key.serialize_pem()).unwrap();
-    }
-
-    /// Settings that make Berth speak TLS with the certificate `one`.
-    fn setup(&self, more: &[(&str, &str)]) -> Setup {
-        let (certificate, key) = (self.path("one.crt"), self.path("one.key"));
-        let files =
-            [("BERTH_TLS__CERTIFICATE", certificate.to_str().unwrap()), ("BERTH_TLS__KEY", key.to_str().unwrap())];
-        Setup::of(&[&files[..], more].concat())
-    }
-
-    /// The beginnings of a client that trusts this authority and nobody else.
-    fn builder(&self) -> reqwest::ClientBuilder {
-        let ca = Certificate::from_pem(&fs::read(self.path("ca.crt")).unwrap()).unwrap();
-        reqwest::Client::builder().tls_certs_only([ca]).redirect(reqwest::redirect::Policy::none())
-    }
-
-    /// A client of the server at `address` that trusts this authority.
-    pub(crate) fn client(&self, address: SocketAddr) -> Client {
-        Client::with(self.builder().build().unwrap(), &format!("https://{address}"))
-    }
-}
 
 #[tokio::test]
 async fn both_versions_of_http_are_spoken() {
@@ -256,9 +201,9 @@ async fn a_new_certificate_is_taken_up_and_no_connection_dropped() {
 
 /// Crane, skopeo and podman check the certificate by an authority that only they were told of.
 #[test]
-fn clients_with_a_ca_of_their_own_push_and_pull() {
+fn clients_with_a_ca_of_their_own_log_in_and_push_and_pull() {
     let authority = Authority::new();
-    let berth = authority.setup(&[]).start();
+    let berth = authority.closed().start();
     let (host, ca) = (berth.host(), authority.path("ca.crt"));
     let certificates = TempDir::new().unwrap();
     fs::copy(&ca, certificates.path().join("ca.crt")).unwrap();
@@ -268,6 +213,8 @@ fn clients_with_a_ca_of_their_own_push_and_pull() {
     crane.tar("layer.tar", 1, 6 << 20);
     let image = format!("{host}/team/app:1");
     let with_ca = |arguments: &[&str]| crate::berth::run(crane.command(arguments).env("SSL_CERT_FILE", &ca));
+    let login = ["login", &host, "-u", "ann", "-p", "secret"];
+    with_ca(&[&["auth"], &login[..]].concat());
     with_ca(&["append", "--oci-empty-base", "-f", "layer.tar", "-t", &image]);
     with_ca(&["validate", "--remote", &image]);
     let distrusted = crane.fails(&["digest", &image]);
@@ -276,29 +223,28 @@ fn clients_with_a_ca_of_their_own_push_and_pull() {
     let skopeo = Tool::new("skopeo");
     let (from, to) = (format!("--src-cert-dir={certificates}"), format!("--dest-cert-dir={certificates}"));
     let copy = format!("docker://{host}/team/copy:1");
+    let at = format!("--cert-dir={certificates}");
+    assert!(skopeo.fails(&login).contains("certificate signed by unknown authority"));
+    skopeo.run(&[&login[..], &[&at]].concat());
     skopeo.run(&["--insecure-policy", "copy", &from, &to, &format!("docker://{image}"), &copy]);
     assert!(skopeo.fails(&["inspect", &copy]).contains("certificate signed by unknown authority"));
 
     let podman = Tool::new("podman");
-    fs::write(podman.path().join("policy.json"), r#"{"default": [{"type": "insecureAcceptAnything"}]}"#).unwrap();
-    let storage = format!(
-        "[storage]\ndriver = \"vfs\"\ngraphroot = \"{0}/graph\"\nrunroot = \"{0}/run\"\n",
-        podman.path().display()
-    );
-    fs::write(podman.path().join("storage.conf"), storage).unwrap();
-    let certificates = format!("--cert-dir={certificates}");
-    podman.run(&["pull", "--signature-policy", "policy.json", &certificates, &image]);
-    podman.run(&["push", "--signature-policy", "policy.json", &certificates, &image, &format!("{host}/team/podman:1")]);
+    podman.write_policy();
+    podman.run(&[&login[..], &[&at]].concat());
+    podman.run(&["pull", &at, &image]);
+    podman.run(&["push", &at, &image, &format!("{host}/team/podman:1")]);
     with_ca(&["validate", "--remote", &format!("{host}/team/podman:1")]);
 }
 
 /// A daemon reaches a registry on the machine itself by TLS without asking who it is.
 #[test]
-fn docker_pushes_and_pulls_by_tls() {
+fn docker_logs_in_and_pushes_and_pulls_by_tls() {
     let authority = Authority::new();
-    let (berth, daemon) = (authority.setup(&[]).start(), Daemon::start());
+    let (berth, daemon) = (authority.closed().start(), Daemon::start());
     let image = format!("{}/team/app:1", berth.host());
     daemon.import(&image, 1 << 20);
+    daemon.run(&["login", "-u", "ann", "-p", "secret", &berth.host()]);
     daemon.run(&["push", &image]);
     daemon.pull_again(&image);
 }

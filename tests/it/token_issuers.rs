@@ -12,7 +12,7 @@ use crate::{
     berth::Setup,
     conformance::open,
     e2e_client::{Answer, Client},
-    oidc::{Issuer, Key},
+    issuer::{Issuer, Key},
 };
 
 const REALM: &str = "https://harbor.example.com/service/token";

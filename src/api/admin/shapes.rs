@@ -3,10 +3,11 @@
 use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 
 use crate::{
-    auth::account::KeyFile,
+    auth::{Action, Grant, Identity, NamedRule, Subject, account::KeyFile},
     config::{RepositoryPattern, Role, Text, Who},
     error::{Code, Error, Result},
     index::facts::{Account, RosterRule},
+    oci::RepositoryName,
     roster::manage::Wanted,
     storage::{StoreTime, key::EntryName},
 };
@@ -172,6 +173,62 @@ impl RuleShape {
     pub(super) fn of(name: &EntryName, rule: &RosterRule) -> Self {
         let crate::config::Rule { who, role, repositories } = rule.rule.clone();
         Self { name: name.clone(), who, role, repositories, changed: rule.at.rfc3339(), changed_by: rule.by.clone() }
+    }
+}
+
+/// Whether somebody may do something.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Question {
+    /// As rules name them.
+    who: String,
+    /// Groups that they are in by what their issuer says of them.
+    #[serde(default)]
+    groups: Vec<String>,
+    repository: String,
+    action: String,
+}
+
+impl Question {
+    pub(super) fn read(self) -> Result<(Identity, RepositoryName, Action)> {
+        let wrong = |key: &str, found: &str| Error::new(Code::RequestInvalid, format!("{key}: found {found:?}"));
+        let subject = Subject::read(&self.who).ok_or_else(|| wrong("who", &self.who))?;
+        let repository = self.repository.parse().map_err(|_| wrong("repository", &self.repository))?;
+        let action = Action::named(&self.action).ok_or_else(|| wrong("action", &self.action))?;
+        Ok((Identity { subject, groups: self.groups }, repository, action))
+    }
+}
+
+/// A decision, and what it rests on.
+#[derive(Serialize)]
+pub(super) struct Explained {
+    allowed: bool,
+    /// Whether a push moves no tag that exists.
+    create_only: bool,
+    /// The rule that gives the highest role, whether or not that is enough.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rule: Option<DecidingRule>,
+}
+
+/// A rule of the configuration or of the roster.
+#[derive(Serialize)]
+struct DecidingRule {
+    name: String,
+    who: Vec<Text<Who>>,
+    role: Role,
+    repositories: Vec<Text<RepositoryPattern>>,
+}
+
+impl Explained {
+    pub(super) fn of(grant: Option<Grant>, action: Action, rule: Option<&NamedRule>) -> Self {
+        let rule = rule.map(|NamedRule { name, rule }| DecidingRule {
+            name: name.clone(),
+            who: rule.who.clone(),
+            role: rule.role,
+            repositories: rule.repositories.clone(),
+        });
+        let create_only = action == Action::Push && grant.is_some_and(|grant| grant.create_only);
+        Self { allowed: grant.is_some(), create_only, rule }
     }
 }
 
