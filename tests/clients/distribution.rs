@@ -2,16 +2,35 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
+    fs,
     net::{TcpListener, TcpStream},
     process::Command,
 };
 
+use tempfile::TempDir;
+
 use crate::{
-    berth::{fails, piped, run},
+    berth::{Berth, Setup, fails, piped, run},
     e2e_client::noise,
-    login::{SECRET, server},
     tool::{Daemon, Timed, Tool},
 };
+
+/// The password of everybody.
+const SECRET: &str = "correct horse";
+
+/// A server whose user ann writes in `team/**`, and with whom nobody else may do anything; and what it reads.
+fn server() -> (Berth, TempDir) {
+    let folder = TempDir::new().unwrap();
+    let users = folder.path().join("users");
+    fs::write(&users, format!("ann:{}\n", bcrypt::hash(SECRET, 4).unwrap())).unwrap();
+    let berth = Setup::of(&[
+        ("BERTH_AUTH__HTPASSWD", users.to_str().unwrap()),
+        ("BERTH_AUTH__RULES__ANN__WHO", "user:ann"),
+        ("BERTH_AUTH__RULES__ANN__ROLE", "writer"),
+        ("BERTH_AUTH__RULES__ANN__REPOSITORIES", "team/**"),
+    ]);
+    (berth.start(), folder)
+}
 
 #[tokio::test]
 async fn distribution_serves_who_has_a_token_of_ours() {

@@ -12,7 +12,6 @@ use crate::{
     authority::Authority,
     berth::{Berth, Setup, fails, piped, run},
     issuer::{Issuer, Key},
-    login::{SECRET, server},
     tool::{Timed, Tool},
 };
 
@@ -58,15 +57,17 @@ fn helm_pulls_the_chart_that_it_pushed() {
     assert!(helm.fails(&["pull", "--plain-http", &unknown]).contains("not found"));
 }
 
-/// By a service account's key in each form, and by an ID token.
+/// A user of an htpasswd file, a service account's key in each form, and an ID token.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn helm_logs_in_with_keys_and_with_an_id_token() {
+async fn helm_logs_in_with_each_kind_of_credential() {
     let (_timed, helm, folder) = (Timed::client("helm"), Tool::new("helm"), TempDir::new().unwrap());
     let signer = Key::new(Algorithm::RS256, "key");
     let issuer = Issuer::start(&[&signer]).await;
-    let [file, data] = ["berth.toml", "data"].map(|name| folder.path().join(name));
-    let rule = "who = [\"oidc:hub:repo:team/*\"]\nrole = \"writer\"\nrepositories = [\"charts/*\"]";
-    fs::write(&file, format!("[auth.rules.ci]\n{rule}\n{}", issuer.settings())).unwrap();
+    let [users, file, data] = ["users", "berth.toml", "data"].map(|name| folder.path().join(name));
+    fs::write(&users, format!("ann:{}\n", bcrypt::hash("ann-secret", 4).unwrap())).unwrap();
+    let rule = "who = [\"user:ann\", \"oidc:hub:repo:team/*\"]\nrole = \"writer\"\nrepositories = [\"charts/*\"]";
+    let settings = format!("[auth]\nhtpasswd = {users:?}\n[auth.rules.all]\n{rule}\n{}", issuer.settings());
+    fs::write(&file, settings).unwrap();
     let create = ["account", "create", "ci", "--role", "writer", "--repository", "charts/*"];
     let mut create_account = Command::new(env!("CARGO_BIN_EXE_berth"));
     create_account.args(create).env("BERTH_CONFIG", &file);
@@ -78,6 +79,7 @@ async fn helm_logs_in_with_keys_and_with_an_id_token() {
     fs::create_dir(helm.home().join("pulled")).unwrap();
     let (host, charts) = (berth.host(), format!("oci://{}/charts", berth.host()));
     for (number, (user, password)) in [
+        ("ann", "ann-secret".to_owned()),
         ("_json_key", key.clone()),
         ("_json_key_base64", STANDARD.encode(&key)),
         ("ci", secret),
@@ -92,6 +94,7 @@ async fn helm_logs_in_with_keys_and_with_an_id_token() {
         let pull = ["pull", "--plain-http", "-d", "pulled", &chart, "--version", &version];
         assert!(helm.fails(&["push", &package, &charts, "--plain-http"]).contains("401"), "{user}");
         let login = ["registry", "login", &host, "-u", user, "--password-stdin", "--plain-http"];
+        assert!(fails(&mut piped(&helm.command(&login), "wrong")).contains("401"), "{user}");
         run(&mut piped(&helm.command(&login), &password));
         helm.run(&["push", &package, &charts, "--plain-http"]);
         helm.run(&pull);
@@ -120,30 +123,8 @@ fn helm_logs_in_by_tls() {
     let charts = format!("oci://{host}/team/charts");
     helm.run(&[&["push", "app-0.1.0.tgz", &charts], &ca[..]].concat());
     let chart = format!("{charts}/app");
-    fs::create_dir(helm.home().join("pulled")).unwrap();
     helm.run(&[&["pull", &chart, "--version", "0.1.0", "-d", "pulled"], &ca[..]].concat());
     assert!(helm.read("pulled/app-0.1.0.tgz") == helm.read("app-0.1.0.tgz"));
     helm.run(&["registry", "logout", &host]);
     helm.fails(&[&["pull", &chart, "--version", "0.1.0"], &ca[..]].concat());
-}
-
-#[test]
-fn helm_logs_in_and_pushes_and_pulls() {
-    let _timed = Timed::client("helm");
-    let ((berth, _folder), helm) = (server(), Tool::new("helm"));
-    let (host, charts) = (berth.host(), format!("oci://{}/team/charts", berth.host()));
-    helm.run(&["create", "app"]);
-    helm.run(&["package", "app", "--version", "0.1.0"]);
-    let push = |charts: &str| helm.command(&["push", "app-0.1.0.tgz", charts, "--plain-http"]);
-    assert!(fails(&mut push(&charts)).contains("401"));
-    let login = helm.command(&["registry", "login", "-u", "ann", "--password-stdin", "--plain-http", &host]);
-    assert!(fails(&mut piped(&login, "wrong")).contains("401"));
-    run(&mut piped(&login, SECRET));
-    run(&mut push(&charts));
-    fs::create_dir(helm.home().join("pulled")).unwrap();
-    helm.run(&["pull", &format!("{charts}/app"), "--version", "0.1.0", "--plain-http", "-d", "pulled"]);
-    assert!(helm.read("pulled/app-0.1.0.tgz") == helm.read("app-0.1.0.tgz"));
-    assert!(fails(&mut push(&format!("oci://{host}/other"))).contains("401"));
-    helm.run(&["registry", "logout", &host]);
-    assert!(fails(&mut push(&charts)).contains("401"));
 }

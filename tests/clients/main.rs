@@ -9,7 +9,6 @@ mod cosign;
 mod distribution;
 mod helm;
 mod large;
-mod login;
 mod oras;
 mod regctl;
 mod tool;
