@@ -549,7 +549,7 @@ async fn cve_2022_31669_what_is_others_is_not_changed_by_its_name() {
         ("DELETE", "rules/foreign", ""),
     ] {
         let answer = ask(&client, method, &format!("/_/v1/{path}"), &admin, body.to_owned()).await;
-        assert_eq!(answer.status, 403, "{method} {path} {body}: {}", answer.json());
+        assert_eq!(answer.status, 403, "{method} {path} {body}: {answer:?}");
     }
 }
 

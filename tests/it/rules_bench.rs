@@ -137,6 +137,13 @@ impl Bench {
         Engine { store, connect, clock, part: *part, options }.open(&self.probe, other).await
     }
 
+    /// One more engine, with a scratch directory.
+    pub(crate) async fn with_scratch(&self, directory: &std::path::Path) -> Result<Arc<Registry>, Error> {
+        let Self { store, connect, clock, part, options, .. } = self;
+        let options = &Options { upload_scratch: Some(directory.to_owned()), ..options.clone() };
+        Engine { store, connect, clock, part: *part, options }.open(&self.probe, OtherIndex::Refuse).await
+    }
+
     /// The handle on a repository by the one engine, then by the other.
     pub(crate) async fn repo(&self, name: &str) -> Repository {
         let engine = if self.turn.fetch_add(1, Ordering::SeqCst).is_multiple_of(2) { &self.a } else { &self.b };
