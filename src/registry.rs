@@ -367,7 +367,11 @@ async fn take_index(leases: &Arc<Leases>, store: &dyn Store, options: &Options, 
 async fn open_format(store: &Arc<dyn Store>) -> Result<()> {
     match epoch::read_json::<Format>(store, &Key::Format).await {
         Ok(format) => return check_format(format).map(drop),
-        Err(error) if error.code != Code::Unknown || store.stat(&Key::Format).await?.is_some() => return Err(error),
+        Err(error) if error.code != Code::Unknown => return Err(error),
+        // A replica that starts at the same time made it between the two looks.
+        Err(_) if store.stat(&Key::Format).await?.is_some() => {
+            return check_format(epoch::read_json(store, &Key::Format).await?).map(drop);
+        }
         Err(_) => {}
     }
     let mut key = [0_u8; 32];

@@ -119,6 +119,7 @@ fn helm_logs_in_by_tls() {
     fails(&mut login("wrong", &ca));
     run(&mut login("secret", &ca));
     helm.run(&["create", "app"]);
+    fs::create_dir(helm.home().join("pulled")).unwrap();
     helm.run(&["package", "app", "--version", "0.1.0"]);
     let charts = format!("oci://{host}/team/charts");
     helm.run(&[&["push", "app-0.1.0.tgz", &charts], &ca[..]].concat());

@@ -4,6 +4,7 @@
 //! test; each prints which version it was and how long it took.
 
 mod buildkit;
+mod compose;
 mod containerd;
 mod cosign;
 mod distribution;
@@ -21,6 +22,9 @@ mod authority;
 mod berth;
 #[path = "../it/discarding_s3.rs"]
 mod discarding_s3;
+#[expect(dead_code, reason = "the other tests use the rest of it")]
+#[path = "../it/docker_daemon.rs"]
+mod docker_daemon;
 #[expect(dead_code, reason = "the other tests use the rest of it")]
 #[path = "../it/e2e_client.rs"]
 mod e2e_client;
