@@ -107,7 +107,7 @@ impl App {
         access::check(&config).map_err(StartError::Access)?;
         let tls = open_tls(&config)?;
         let metrics = Metrics::new(env!("CARGO_PKG_VERSION"));
-        let store = Arc::new(MeteredStore::new(open_store(&config).await?, &metrics.store));
+        let store = Arc::new(MeteredStore::new(open_store(&config, Use::Serve).await?, &metrics.store));
         let index = Arc::new(MeteredConnect::new(open_index(&config)?, &metrics.index));
         let registry = Registry::open(store, index, options(&config), other).await?;
         let roster = Arc::new(Roster::new(Arc::clone(&registry)));
@@ -205,7 +205,7 @@ impl App {
 /// Opens the store and the index to manage accounts and rules, beside running replicas or without any. Makes
 /// both where there are none yet.
 pub async fn open_admin_api(config: &Config) -> Result<AdminApi, StartError> {
-    let (store, index) = (open_store(config).await?, open_index(config)?);
+    let (store, index) = (open_store(config, Use::Serve).await?, open_index(config)?);
     let registry = Registry::open(store, index, options(config), OtherIndex::Refuse).await?;
     let (roster, authority) = (Roster::new(registry), Authority::of_rules(AccessRules::configured(&config.auth))?);
     roster.govern(&authority);
@@ -216,7 +216,7 @@ pub async fn open_admin_api(config: &Config) -> Result<AdminApi, StartError> {
 /// by [`reconcile::walk`]. Where other replicas run, waits until they have noticed.
 pub async fn begin_rebuild(config: &Config) -> Result<Arc<Registry>, StartError> {
     require_bucket(config)?;
-    let store = open_store(config).await?;
+    let store = open_store(config, Use::Serve).await?;
     let index = open_index(config)?;
     let before = epoch::newest_epoch(&*store).await?;
     let open = |other| Registry::open(Arc::clone(&store), Arc::clone(&index), options(config), other);
@@ -233,7 +233,7 @@ pub async fn begin_rebuild(config: &Config) -> Result<Arc<Registry>, StartError>
 /// Opens the store and the index to look into them, and makes neither.
 pub async fn open_inspector(config: &Config) -> Result<Inspector, StartError> {
     require_bucket(config)?;
-    let store = open_store(config).await?;
+    let store = open_store(config, Use::Look).await?;
     let is_there = config.index_directory().is_none_or(|directory| Embedded::exists(&absolute(&directory)));
     let index = if is_there { Some(open_index(config)?) } else { None };
     Ok(Inspector::open(store, index, options(config).timing).await)
@@ -274,25 +274,24 @@ fn open_tls(config: &Config) -> Result<Option<Tls>, StartError> {
     Ok(Some(Tls::open(files, oldest)?))
 }
 
-async fn open_store(config: &Config) -> Result<Arc<dyn Store>, StartError> {
+/// What a store is opened for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Use {
+    /// To look into it, and change nothing.
+    Look,
+    /// To serve from it, or to change something: a bucket's rights are tried out, so that a missing one is said at the start.
+    Serve,
+}
+
+async fn open_store(config: &Config, purpose: Use) -> Result<Arc<dyn Store>, StartError> {
     match &*config.storage.url {
         StorageUrl::File(path) => Ok(Arc::new(Local::open(&absolute(path), config.storage.sync)?)),
         StorageUrl::S3 { bucket, prefix } => {
-            let s3 = &config.storage.s3;
-            let options = S3Options {
-                bucket: bucket.clone(),
-                prefix: prefix.clone(),
-                endpoint: s3.endpoint.as_ref().map(|endpoint| endpoint.as_str().to_owned()),
-                public_endpoint: s3.public_endpoint.as_ref().map(|endpoint| endpoint.as_str().to_owned()),
-                region: s3.region.as_ref().map(ToString::to_string),
-                path_style: s3.path_style,
-                access_key: s3
-                    .access_key_id
-                    .as_ref()
-                    .zip(s3.secret_access_key.as_ref())
-                    .map(|(id, secret)| (id.to_string(), secret.reveal().to_owned())),
-            };
-            Ok(Arc::new(S3::open(options).await?))
+            let store = S3::open(S3Options::configured(config, bucket, prefix)).await?;
+            if purpose == Use::Serve {
+                store.check_rights().await?;
+            }
+            Ok(Arc::new(store))
         }
     }
 }

@@ -4,6 +4,8 @@
 //! hole. Each removal is a request that the store itself refuses after its time, so that a replica which
 //! stalls between its check and its request can't remove what a later epoch believes in.
 
+use std::{collections::HashSet, time::Duration};
+
 use bytes::Bytes;
 use ulid::Ulid;
 
@@ -16,7 +18,7 @@ use crate::{
     },
     oci::Tag,
     registry::{Registry, Repository},
-    storage::{Key, Revision, Store, key},
+    storage::{DataKey, Key, Revision, Store, Unfinished, key},
     upload::trash_of,
 };
 
@@ -108,6 +110,61 @@ pub(crate) async fn expire_attempts(registry: &Registry, lease: &Lease, shard: S
         expired += usize::from(unless_changed(lease, shard, fact, value, writes).await?);
     }
     Ok(expired)
+}
+
+/// How much longer than an upload's record an upload in parts is left alone. An operator's clock, and a
+/// request that is about to note what it began, need less.
+const ORPHAN_MARGIN: Duration = Duration::from_secs(24 * 3600);
+
+/// Ends the uploads in parts that no record knows of, which nobody can go on with: their request died before
+/// it could note them, or the index that knew them is lost. Their parts take room, and cost money, that no
+/// listing of objects shows.
+pub(crate) async fn abort_orphans(registry: &Registry, lease: &Lease) -> Result<usize> {
+    let (now, age) = (registry.store.now(), registry.options.upload_expiry + ORPHAN_MARGIN);
+    if lease.record.at.plus(age) > now {
+        return Ok(0);
+    }
+    let (mut old, mut after): (Vec<Unfinished>, Option<Unfinished>) = (Vec::new(), None);
+    loop {
+        let page = registry.store.unfinished(after.as_ref()).await?;
+        after = page.uploads.last().cloned();
+        old.extend(page.uploads.into_iter().filter(|upload| upload.since.plus(age) < now));
+        if !page.more {
+            break;
+        }
+    }
+    // The records are read after the listing, and only if there is something to look up in them.
+    let known = if old.is_empty() { HashSet::new() } else { uploads_in_parts(lease).await? };
+    let mut aborted = 0;
+    for upload in old.iter().filter(|upload| !known.contains(&upload.id.0)) {
+        lease.live().await?;
+        let key = upload.key.clone().unwrap_or(Key::Data(DataKey(Ulid::nil())));
+        registry.store.abort(&key, &upload.id).await?;
+        aborted += 1;
+    }
+    Ok(aborted)
+}
+
+/// The uploads in parts that the records of all shards know of.
+async fn uploads_in_parts(lease: &Lease) -> Result<HashSet<String>> {
+    let group = lease.names.uploads();
+    let mut known = HashSet::new();
+    for shard in lease.names.shards() {
+        let mut after: Option<String> = None;
+        loop {
+            let page = lease.scan(shard, &group, after.as_deref(), 200).await?;
+            for (_, value) in &page {
+                if let UploadState::Open(open) = facts::decode::<UploadFact>(value)?.state {
+                    known.extend(open.parts.map(|parts| parts.id.0));
+                }
+            }
+            match page.last() {
+                Some((last, _)) if page.len() == 200 => after = Some(last.clone()),
+                _ => break,
+            }
+        }
+    }
+    Ok(known)
 }
 
 /// The members of a group of ULIDs that are older than uploads are kept. No age counts from before the epoch.

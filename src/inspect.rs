@@ -278,6 +278,7 @@ impl Inspector {
                 Some(_) => Some(read_json(&self.store, key).await?),
                 None => None,
             }),
+            Key::Probe(_) => About::Probe,
         };
         let object = self.store.stat(key).await?.map(|stat| object(key, stat));
         Ok(KeyReport { key: key.to_string(), object, about })

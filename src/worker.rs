@@ -3,7 +3,10 @@
 //! A piece of work is of one shard. Who finds some of it due takes a lease on it, so that two replicas
 //! seldom do the same; every step is safe all the same if they do.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use ulid::Ulid;
 
@@ -29,6 +32,13 @@ const SETTLE: Duration = Duration::from_millis(500);
 
 /// For how long nobody else should do a piece of work that was taken.
 const HOLD: Duration = Duration::from_secs(60);
+
+/// How often a replica looks for uploads in parts that nobody knows of. They are few, and their listing is of
+/// the whole bucket; so many replicas look now and then, and none often.
+const SWEEP: Duration = Duration::from_secs(6 * 3600);
+
+/// The name of that work, which is of the whole bucket and done under the first shard's lease.
+const ORPHANS: &str = "orphans";
 
 /// The kinds of work. Each is looked for by the first member of its group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,6 +111,8 @@ impl Work {
 /// Works until it is dropped.
 pub async fn work(registry: Arc<Registry>) {
     let owner = Ulid::r#gen();
+    // Not at once: a replica that is started again and again would do nothing else.
+    let mut swept = Instant::now();
     loop {
         if tokio::time::timeout(LOOK, registry.work.notified()).await.is_ok() {
             tokio::time::sleep(SETTLE).await;
@@ -108,7 +120,29 @@ pub async fn work(registry: Arc<Registry>) {
         if let Err(error) = work_once(&registry, owner).await {
             tracing::debug!(%error, "background work has to wait");
         }
+        if swept.elapsed() > SWEEP {
+            swept = Instant::now();
+            if let Err(error) = sweep(&registry, owner).await {
+                tracing::warn!(%error, "unfinished uploads were not looked through; they will be the next time");
+            }
+        }
     }
+}
+
+/// Ends the uploads in parts that nobody knows of, unless another replica is at it.
+pub async fn sweep(registry: &Arc<Registry>, owner: Ulid) -> Result<()> {
+    let lease = registry.lease().await?;
+    let Some(shard) = lease.names.shards().next() else { return Ok(()) };
+    if !take(registry, &lease, shard, ORPHANS, owner).await? {
+        return Ok(());
+    }
+    let aborted = collect::abort_orphans(registry, &lease).await;
+    leave(&lease, shard, ORPHANS).await?;
+    let count = aborted?;
+    if count > 0 {
+        tracing::info!(count, "uploads in parts that nobody knew of were ended");
+    }
+    Ok(())
 }
 
 /// Does everything that is due now, in every shard.
@@ -121,9 +155,9 @@ pub async fn work_once(registry: &Arc<Registry>, owner: Ulid) -> Result<()> {
             if !first.is_some_and(|first| work.is_due(registry, &first)) {
                 continue;
             }
-            if take(registry, &lease, shard, work, owner).await? {
+            if take(registry, &lease, shard, work.name(), owner).await? {
                 let done = work.run(registry, &lease, shard).await;
-                leave(&lease, shard, work).await?;
+                leave(&lease, shard, work.name()).await?;
                 match done {
                     Ok(0) => {}
                     Ok(count) => tracing::debug!(work = work.name(), shard = shard.0, count, "background work done"),
@@ -138,8 +172,8 @@ pub async fn work_once(registry: &Arc<Registry>, owner: Ulid) -> Result<()> {
 }
 
 /// Takes a piece of work, unless somebody else has it.
-async fn take(registry: &Registry, lease: &Lease, shard: Shard, work: Work, owner: Ulid) -> Result<bool> {
-    let fact = lease.names.work(work.name());
+async fn take(registry: &Registry, lease: &Lease, shard: Shard, work: &str, owner: Ulid) -> Result<bool> {
+    let fact = lease.names.work(work);
     let now = registry.store.now();
     let held = lease.get(shard, &[Ask::Value(fact.clone())]).await?.pop().flatten();
     let check = match held {
@@ -157,8 +191,8 @@ async fn take(registry: &Registry, lease: &Lease, shard: Shard, work: Work, owne
     Ok(matches!(outcome, Outcome::Committed { .. }))
 }
 
-async fn leave(lease: &Lease, shard: Shard, work: Work) -> Result<()> {
-    let writes = vec![Write::Delete(lease.names.work(work.name()))];
+async fn leave(lease: &Lease, shard: Shard, work: &str) -> Result<()> {
+    let writes = vec![Write::Delete(lease.names.work(work))];
     lease.commit(shard, Batch { writes, ..Batch::default() }).await.map(drop)
 }
 

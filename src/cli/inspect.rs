@@ -162,7 +162,7 @@ impl Found {
                 About::Blob(blob) => of_blob(blob),
                 About::Manifest(manifest) => manifest.disagreements.len(),
                 About::Tag(tag) => tag.disagreements.len(),
-                About::Format | About::Entry(_) | About::Epoch(_) => 0,
+                About::Format | About::Entry(_) | About::Epoch(_) | About::Probe => 0,
             },
         }
     }
@@ -374,6 +374,7 @@ impl Page {
                 when(record.at)
             )),
             About::Epoch(None) => {}
+            About::Probe => self.line("what a start wrote to see whether it may; nothing needs it"),
         }
     }
 }

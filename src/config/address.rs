@@ -420,6 +420,38 @@ impl Written for IndexUrl {
     }
 }
 
+/// The URL of a proxy. It may hold a password, so only [`ProxyUrl::reveal`] gives all of it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ProxyUrl(String);
+
+impl ProxyUrl {
+    /// The whole URL, password and all, for the client that connects.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Written for ProxyUrl {
+    const NAME: &'static str = "ProxyUrl";
+    const WANT: &'static str = "\"http://[USER:PASSWORD@]HOST:PORT\", or the same with https";
+
+    fn read(text: &str) -> Option<Self> {
+        let (scheme, rest) = text.split_once("://")?;
+        let (user, host) = rest.rsplit_once('@').unwrap_or(("", rest));
+        let good = matches!(scheme, "http" | "https")
+            && Site::read(&format!("{scheme}://{host}")).is_some()
+            && user.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/');
+        good.then(|| Self(text.to_owned()))
+    }
+
+    fn write(&self) -> String {
+        let Some((before, host)) = self.0.rsplit_once('@') else { return self.0.clone() };
+        let (scheme, user) = before.split_once("://").unwrap_or_default();
+        let user = user.split(':').next().unwrap_or_default();
+        format!("{scheme}://{user}:{MASK}@{host}")
+    }
+}
+
 /// What every key in a shared Redis begins with.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Namespace(String);
@@ -450,6 +482,19 @@ impl Written for Namespace {
 
     fn write(&self) -> String {
         self.0.clone()
+    }
+}
+
+impl Written for PathBuf {
+    const NAME: &'static str = "Path";
+    const WANT: &'static str = "the path of a file";
+
+    fn read(text: &str) -> Option<Self> {
+        read_path(text)
+    }
+
+    fn write(&self) -> String {
+        self.display().to_string()
     }
 }
 
@@ -540,6 +585,20 @@ mod tests {
         }
         for bad in ["", "file:", "berth-data", "s3://", "s3:///a", "s3://b//a", "s3://b/../a", "s3://b/a b", "gs://b"] {
             assert_eq!(StorageUrl::read(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_proxy_never_shows_its_password() {
+        for (text, shown) in [
+            ("http://proxy:3128", "http://proxy:3128"),
+            ("https://me:s@cret@proxy.example.com:8443/", "https://me:***@proxy.example.com:8443/"),
+        ] {
+            let url = ProxyUrl::read(text).unwrap();
+            assert_eq!((url.write().as_str(), url.reveal()), (shown, text));
+        }
+        for bad in ["", "proxy:3128", "socks5://proxy", "http://", "http://proxy/path", "http://a/b@proxy"] {
+            assert!(ProxyUrl::read(bad).is_none(), "{bad}");
         }
     }
 

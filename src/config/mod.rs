@@ -24,15 +24,15 @@ use std::{
 };
 
 pub use address::{
-    CorsOrigin, IndexUrl, IssuerUrl, KeyPlace, Listen, Namespace, Realm, RedisUrl, Site, StorageUrl, UrlStart,
+    CorsOrigin, IndexUrl, IssuerUrl, KeyPlace, Listen, Namespace, ProxyUrl, Realm, RedisUrl, Site, StorageUrl, UrlStart,
 };
 pub use error::{ConfigError, Origin};
 pub use pattern::{AgentPattern, ClaimPattern, RepositoryPattern, TagPattern};
 pub use reference::reference;
-pub use text::{FilePath, Keys, MASK, PrivateKey, Secret, Text, Word, Written};
+pub use text::{FilePath, Keys, MASK, PrivateKey, Secret, StorageClass, Text, Word, Written};
 pub use tree::{
-    Admin, Anonymous, Auth, Cdn, CdnKind, Config, Index, Limits, Log, LogFormat, Oidc, Redirect, Role, Rule, S3,
-    Server, Storage, Tags, Tls, TlsVersion, Token, TokenIssuer,
+    Admin, Anonymous, Auth, Cdn, CdnKind, Config, Index, Limits, Log, LogFormat, Oidc, Proxy, Redirect, Role, Rule, S3,
+    S3Checksum, S3Encryption, Server, Storage, Tags, Tls, TlsVersion, Token, TokenIssuer,
 };
 pub use units::{Ceiling, LogFilter, Size};
 pub use who::{Member, Who};
@@ -77,12 +77,12 @@ impl Sources {
         self.files.get(key).map(PathBuf::as_path)
     }
 
-    fn is_set(&self, key: &str) -> bool {
-        self.origins.contains_key(key)
+    fn any_under(&self, table: &str) -> bool {
+        self.first_under(table).is_some()
     }
 
-    fn any_under(&self, table: &str) -> bool {
-        self.origins.keys().any(|key| key.strip_prefix(table).is_some_and(|rest| rest.starts_with('.')))
+    fn first_under(&self, table: &str) -> Option<String> {
+        self.origins.keys().find(|key| key.strip_prefix(table).is_some_and(|rest| rest.starts_with('.'))).cloned()
     }
 }
 

@@ -7,7 +7,7 @@ use super::{
     address::{IndexUrl, Listen, StorageUrl},
     error::ConfigError,
     text::Written,
-    tree::{Anonymous, Config, TlsVersion},
+    tree::{Anonymous, Config, S3, S3Encryption, TlsVersion},
     units::Size,
     who::Who,
 };
@@ -23,9 +23,6 @@ const REDIRECT_TTL: RangeInclusive<Duration> = Duration::from_secs(10)..=Duratio
 
 /// Fills in the defaults that depend on other settings.
 pub(super) fn settle(config: &mut Config, sources: &Sources) {
-    if !sources.is_set("storage.s3.path_style") {
-        config.storage.s3.path_style = config.storage.s3.endpoint.is_some();
-    }
     if !sources.any_under("auth") && config.server.listen.is_loopback() {
         config.auth.anonymous = Anonymous::Admin;
     }
@@ -42,6 +39,7 @@ pub(super) fn check(config: &Config, sources: &Sources) -> Result<(), ConfigErro
     check_tls(config, sources)?;
     check_index(config, sources)?;
     check_s3(config, sources)?;
+    check_proxy(config, sources)?;
     check_redirect(config, sources)?;
     check_upload_memory(config, sources)
 }
@@ -175,22 +173,36 @@ fn check_index(config: &Config, sources: &Sources) -> Result<(), ConfigError> {
 }
 
 fn check_s3(config: &Config, sources: &Sources) -> Result<(), ConfigError> {
-    let s3 = &config.storage.s3;
     // A forgotten storage.url would otherwise keep a registry that was meant for a bucket in a directory.
-    let meant = ["endpoint", "public_endpoint", "region", "access_key_id", "secret_access_key"]
-        .map(|key| format!("storage.s3.{key}"));
-    let set = meant.iter().find(|key| sources.is_set(key));
+    let set = sources.first_under("storage.s3").filter(|_| config.storage.s3 != S3::default());
     if let (StorageUrl::File(_), Some(key)) = (&*config.storage.url, set) {
         let found = format!("found while storage.url is \"{}\"", config.storage.url);
-        return refuse(sources, key, found, "want an s3:// URL in storage.url, or nothing in [storage.s3]");
+        return refuse(sources, &key, found, "want an s3:// URL in storage.url, or nothing in [storage.s3]");
     }
-    let (given, missing) = match (&s3.access_key_id, &s3.secret_access_key) {
-        (Some(_), None) => ("access_key_id", "secret_access_key"),
-        (None, Some(_)) => ("secret_access_key", "access_key_id"),
-        (Some(_), Some(_)) | (None, None) => return Ok(()),
-    };
-    let found = format!("found without storage.s3.{missing}");
-    refuse(sources, &format!("storage.s3.{given}"), found, "want both or neither")
+    let s3 = &config.storage.s3;
+    let (id, secret) = (s3.access_key_id.is_some(), s3.secret_access_key.is_some());
+    let kms = s3.encryption == S3Encryption::Kms;
+    let needs = [
+        ("access_key_id", id, "secret_access_key", secret),
+        ("secret_access_key", secret, "access_key_id", id),
+        ("session_token", s3.session_token.is_some(), "access_key_id", id),
+        ("kms_key", s3.kms_key.is_some(), "encryption = \"kms\"", kms),
+        ("bucket_key", s3.bucket_key.is_some(), "encryption = \"kms\"", kms),
+    ];
+    for (key, is_given, needed, is_there) in needs {
+        if is_given && !is_there {
+            let (key, needed) = (format!("storage.s3.{key}"), format!("storage.s3.{needed}"));
+            return refuse(sources, &key, format!("found without {needed}"), &format!("want {needed} with it"));
+        }
+    }
+    Ok(())
+}
+
+fn check_proxy(config: &Config, sources: &Sources) -> Result<(), ConfigError> {
+    if config.proxy.no_proxy.is_empty() || config.proxy.url.is_some() {
+        return Ok(());
+    }
+    refuse(sources, "proxy.no_proxy", "found without proxy.url".to_owned(), "want proxy.url with it")
 }
 
 fn check_redirect(config: &Config, sources: &Sources) -> Result<(), ConfigError> {

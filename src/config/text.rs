@@ -209,6 +209,33 @@ impl Written for Word {
     }
 }
 
+/// A storage class of S3, or of a store that has its own.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct StorageClass(String);
+
+impl Deref for StorageClass {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Written for StorageClass {
+    const NAME: &'static str = "StorageClass";
+    const WANT: &'static str = "a storage class whose objects can be read at once, such as \"STANDARD_IA\"";
+
+    fn read(text: &str) -> Option<Self> {
+        // What is in these must be asked back hours before it can be read.
+        let is_archive = ["GLACIER", "DEEP_ARCHIVE"].contains(&text);
+        Word::read(text).filter(|_| !is_archive).map(|Word(text)| Self(text))
+    }
+
+    fn write(&self) -> String {
+        self.0.clone()
+    }
+}
+
 /// Whether there is text, all of it printable.
 fn is_plain(text: &str) -> bool {
     !text.is_empty() && !text.contains(char::is_control)

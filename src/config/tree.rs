@@ -8,9 +8,11 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    address::{CorsOrigin, IndexUrl, IssuerUrl, KeyPlace, Listen, Namespace, Realm, Site, StorageUrl, UrlStart},
+    address::{
+        CorsOrigin, IndexUrl, IssuerUrl, KeyPlace, Listen, Namespace, ProxyUrl, Realm, Site, StorageUrl, UrlStart,
+    },
     pattern::{AgentPattern, ClaimPattern, RepositoryPattern, TagPattern},
-    text::{FilePath, Keys, PrivateKey, Secret, Text, Word},
+    text::{FilePath, Keys, PrivateKey, Secret, StorageClass, Text, Word},
     units::{Ceiling, LogFilter, Size},
     who::{Member, Who},
 };
@@ -25,6 +27,8 @@ pub struct Config {
     pub admin: Admin,
     /// The bucket: where the bytes are, and the truth.
     pub storage: Storage,
+    /// The proxy through which Berth reaches what is outside.
+    pub proxy: Proxy,
     /// Whether clients fetch the bytes of blobs from Berth, or by its leave from the bucket itself.
     pub redirect: Redirect,
     /// The index, which makes answers fast. All that is in it can be rebuilt from the bucket.
@@ -97,19 +101,88 @@ pub struct S3 {
     /// clients are redirected to names it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub public_endpoint: Option<Text<Site>>,
-    /// The region. Where it is not set, `AWS_REGION` counts.
+    /// The region. Where it is not set, what AWS' own tools would use counts (`AWS_REGION`, the profile, the
+    /// machine's own region), else `us-east-1`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub region: Option<Text<Word>>,
     /// Whether the bucket is named in the path of a request and not in the host.
-    #[schemars(extend("x-default" = "`true` where `storage.s3.endpoint` is set, else `false`"))]
-    pub path_style: bool,
-    /// The id of the access key. Where it is not set, `AWS_ACCESS_KEY_ID` and the cloud's own ways count.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-default" = "`true` where the store is not Amazon's own, else `false`"))]
+    pub path_style: Option<bool>,
+    /// The id of the access key. Where it is not set, whatever AWS' own tools would find counts: the
+    /// environment, a profile (also SSO, an assumed role, a process), a web identity, the role of a container
+    /// or of the machine.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub access_key_id: Option<Text<Word>>,
     /// The secret of the access key. It goes with `storage.s3.access_key_id`: both or neither.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend("x-secret" = true))]
     pub secret_access_key: Option<Text<Secret>>,
+    /// The session token, where the access key is a temporary one. It is not renewed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-secret" = true))]
+    pub session_token: Option<Text<Secret>>,
+    /// How the store encrypts what Berth writes: `bucket` as the bucket is set up, `s3` with keys that S3
+    /// manages (SSE-S3), `kms` with a key of the key management service (SSE-KMS).
+    pub encryption: S3Encryption,
+    /// The id or ARN of the key for `encryption = "kms"`. Where it is not set, the account's own key for S3.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kms_key: Option<Text<Word>>,
+    /// Whether S3 uses one data key for many objects, which makes `encryption = "kms"` cheaper. Where it is
+    /// not set, as the bucket is set up.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bucket_key: Option<bool>,
+    /// The storage class of blobs. Where it is not set, the store's own. What Berth keeps beside them is small,
+    /// and always in the store's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub storage_class: Option<Text<StorageClass>>,
+    /// What is sent along with bytes for the store to check: `sha256`, or `none` for a store that refuses it.
+    /// With `sha256` a store that keeps it also notices a part of an upload that was overwritten by one with
+    /// the same MD5.
+    pub checksum: S3Checksum,
+    /// A file of certificates in PEM that are trusted beside the system's own. Where it is not set,
+    /// `AWS_CA_BUNDLE` counts. It is read at the start.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca_bundle: Option<Text<PathBuf>>,
+}
+
+/// How the store encrypts what is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+#[schemars(inline)]
+pub enum S3Encryption {
+    /// As the bucket is set up.
+    #[default]
+    Bucket,
+    /// SSE-S3.
+    S3,
+    /// SSE-KMS.
+    Kms,
+}
+
+/// What is sent along for the store to check.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+#[schemars(inline)]
+pub enum S3Checksum {
+    /// The SHA-256 of each object and each part.
+    #[default]
+    Sha256,
+    /// Nothing.
+    None,
+}
+
+/// `[proxy]`
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Proxy {
+    /// The proxy's URL. Where it is not set, `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY` count;
+    /// where it is, they don't. This machine and what is only on its link are reached without it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-secret" = true))]
+    pub url: Option<Text<ProxyUrl>>,
+    /// Hosts that are reached without it: names (with all names below them), addresses and networks.
+    pub no_proxy: Vec<Text<Word>>,
 }
 
 /// `[redirect]`

@@ -222,6 +222,8 @@ pub enum About {
     Entry(EntryReport),
     /// An index that was once believed; nothing where there is no such object.
     Epoch(Option<EpochRecord>),
+    /// What a start wrote to see whether it may.
+    Probe,
 }
 
 /// A revision of an account or a rule.

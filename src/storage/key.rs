@@ -176,6 +176,8 @@ pub enum Key {
     },
     /// `epochs/<n>`: an index that was once believed.
     Epoch(EpochNumber),
+    /// `probe/<ulid>`: written and removed at a start, to see whether the store lets us. Nothing reads it.
+    Probe(Ulid),
 }
 
 /// What a repository keeps, each under a folder of its own.
@@ -195,6 +197,8 @@ pub const EPOCHS: &str = "epochs/";
 pub const REPOSITORIES: &str = "repos/";
 /// Where all data objects are listed.
 pub const DATA: &str = "data/";
+/// Where probes are.
+const PROBES: &str = "probe/";
 
 impl Folder {
     fn as_str(self) -> &'static str {
@@ -307,6 +311,7 @@ impl fmt::Display for Key {
                 write!(f, "{}/{name}/{revision}-{:013}{ending}", roster.as_str(), deadline.0)
             }
             Self::Epoch(number) => write!(f, "{EPOCHS}{number}"),
+            Self::Probe(probe) => write!(f, "{PROBES}{probe}"),
         }
     }
 }
@@ -319,6 +324,9 @@ impl Key {
         }
         if let Some(number) = text.strip_prefix(EPOCHS) {
             return Some(Self::Epoch(number.parse().ok()?));
+        }
+        if let Some(probe) = text.strip_prefix(PROBES) {
+            return Some(Self::Probe(parse_ulid(probe)?));
         }
         if let Some(rest) = text.strip_prefix(DATA) {
             let data = DataKey(parse_ulid(rest.get(3..)?)?);
@@ -423,6 +431,7 @@ mod tests {
             Key::Entry { roster: RosterList::Accounts, name: name(), revision, deadline, deleted: false },
             Key::Entry { roster: RosterList::Rules, name: name(), revision, deadline, deleted: true },
             Key::Epoch(revision.epoch),
+            Key::Probe(Ulid::r#gen()),
         ]
     }
 

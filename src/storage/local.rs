@@ -24,7 +24,10 @@ use std::{
 
 use async_trait::async_trait;
 
-use super::{ByteStream, Chunks, Key, MultipartId, Page, PartId, SignedUrl, Stat, StorageError, Store, StoreTime};
+use super::{
+    ByteStream, Chunks, Key, MultipartId, Page, PartId, SignedUrl, Stat, StorageError, Store, StoreTime, Unfinished,
+    UnfinishedPage,
+};
 use directory::Directory;
 
 /// The size of a part, in bytes. A part costs one write and one fsync here, no request; 4 MiB keeps both
@@ -196,6 +199,12 @@ impl Store for Local {
     async fn abort(&self, key: &Key, upload: &MultipartId) -> Result<(), StorageError> {
         let (key, upload) = (key.to_string(), upload.clone());
         self.blocking(key.clone(), move |directory| directory.abort(&key, &upload)).await
+    }
+
+    /// All of them on one page: the directory is one process's, and its uploads fit into memory.
+    async fn unfinished(&self, _after: Option<&Unfinished>) -> Result<UnfinishedPage, StorageError> {
+        let uploads = self.blocking("unfinished uploads".to_owned(), |directory| directory.unfinished()).await?;
+        Ok(UnfinishedPage { uploads, more: false })
     }
 
     async fn read(&self, key: &Key, range: Option<Range<u64>>) -> Result<ByteStream, StorageError> {

@@ -4,7 +4,10 @@ use std::{fmt, ops::Range, sync::Arc, time::Duration, time::Instant};
 
 use async_trait::async_trait;
 
-use super::{ByteStream, Chunks, Key, MultipartId, Page, PartId, SignedUrl, Stat, StorageError, Store, StoreTime};
+use super::{
+    ByteStream, Chunks, Key, MultipartId, Page, PartId, SignedUrl, Stat, StorageError, Store, StoreTime, Unfinished,
+    UnfinishedPage,
+};
 use crate::telemetry::{Calls, Operation, metrics::OK};
 
 /// A [`Store`] whose calls are metrics. A read is timed up to its first byte's stream, not to its end: how
@@ -16,6 +19,7 @@ pub struct MeteredStore {
     put_part: Operation,
     complete: Operation,
     abort: Operation,
+    unfinished: Operation,
     read: Operation,
     stat: Operation,
     list: Operation,
@@ -33,6 +37,7 @@ impl MeteredStore {
             put_part: calls.operation("put_part"),
             complete: calls.operation("complete"),
             abort: calls.operation("abort"),
+            unfinished: calls.operation("unfinished"),
             read: calls.operation("read"),
             stat: calls.operation("stat"),
             list: calls.operation("list"),
@@ -111,6 +116,11 @@ impl Store for MeteredStore {
     async fn abort(&self, key: &Key, upload: &MultipartId) -> Result<(), StorageError> {
         let started = Instant::now();
         note(&self.abort, started, self.inner.abort(key, upload).await)
+    }
+
+    async fn unfinished(&self, after: Option<&Unfinished>) -> Result<UnfinishedPage, StorageError> {
+        let started = Instant::now();
+        note(&self.unfinished, started, self.inner.unfinished(after).await)
     }
 
     async fn read(&self, key: &Key, range: Option<Range<u64>>) -> Result<ByteStream, StorageError> {

@@ -104,6 +104,27 @@ pub struct MultipartId(pub String);
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PartId(pub String);
 
+/// An upload in parts that was begun and has not ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unfinished {
+    /// Where it would end; `None` where the store doesn't note that, as a directory doesn't. There any key can
+    /// be named to abort it.
+    pub key: Option<Key>,
+    /// Its name.
+    pub id: MultipartId,
+    /// When it was begun.
+    pub since: StoreTime,
+}
+
+/// One page of them.
+#[derive(Clone, Debug, Default)]
+pub struct UnfinishedPage {
+    /// Those that would end at a key of Berth's.
+    pub uploads: Vec<Unfinished>,
+    /// Whether more follow: ask again after the last one.
+    pub more: bool,
+}
+
 /// A URL that lets whoever has it GET one object.
 #[derive(Clone, PartialEq, Eq)]
 pub struct SignedUrl {
@@ -169,6 +190,10 @@ pub trait Store: fmt::Debug + Send + Sync {
 
     /// Gives an upload in parts up and frees its space. One that is not there is a success.
     async fn abort(&self, key: &Key, upload: &MultipartId) -> Result<(), StorageError>;
+
+    /// Uploads in parts that have not ended, a page at a time, in an order of the store's own. A store in which
+    /// they end by themselves and have no names, as in Azure, has none to show.
+    async fn unfinished(&self, after: Option<&Unfinished>) -> Result<UnfinishedPage, StorageError>;
 
     /// Streams an object, or a part of it. `range` must be inside the object and not empty.
     async fn read(&self, key: &Key, range: Option<Range<u64>>) -> Result<ByteStream, StorageError>;

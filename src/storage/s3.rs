@@ -3,26 +3,40 @@
 //! It asks nothing of the bucket but what every S3-compatible store has: no conditional writes, no
 //! versioning, no bulk deletes. It must not copy, rename, or list all of a bucket to answer for a part of it.
 
+mod check;
 mod clock;
+mod credentials;
+mod fault;
+mod options;
+mod pace;
+mod place;
+mod reading;
+mod removal;
+mod transport;
 
-use std::{ops::Range, time::Duration};
+use std::{ops::Range, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use futures_util::{StreamExt, stream::BoxStream};
-use http::{Method, StatusCode};
+use http::Method;
 use object_store::{
-    BackoffConfig, ClientOptions, GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt, PutPayload,
-    RetryConfig,
-    aws::{AmazonS3, AmazonS3Builder},
-    client::{HttpClient, HttpConnector, HttpRequestBody},
+    Attribute, Attributes, BackoffConfig, ObjectMeta, ObjectStore, ObjectStoreExt, PutMultipartOptions, PutOptions,
+    PutPayload, RetryConfig,
+    aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey},
     list::{PaginatedListOptions, PaginatedListStore},
     multipart::MultipartStore,
     path::Path,
     signer::{SignedUrlOptions, Signer},
 };
 
-use super::{ByteStream, Chunks, Key, MultipartId, Page, PartId, SignedUrl, Stat, StorageError, Store, StoreTime};
-use clock::Connector;
+use super::{
+    ByteStream, Chunks, Key, MultipartId, Page, PartId, SignedUrl, Stat, StorageError, Store, StoreTime, Unfinished,
+    UnfinishedPage,
+};
+use credentials::Credentials;
+use fault::{explain, is_in_the_way, is_too_busy, pause_before, text_of};
+pub use options::{AccessKey, Checksum, Egress, Encryption, Patience, Proxy, S3Options};
+use place::Place;
+use transport::Transport;
 
 /// The size of a part, in bytes. S3 wants at least 5 MiB; with 10,000 parts, 16 MiB allow 156 GiB.
 const PART_SIZE: usize = 16 << 20;
@@ -30,119 +44,78 @@ const PART_SIZE: usize = 16 << 20;
 /// The most parts that S3 takes: <https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html>.
 const MAX_PARTS: usize = 10_000;
 
-/// For a request without a body to speak of. Longer than any that succeeds, shorter than a client's patience.
-const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often a request that may be repeated is tried again, each time after a random and longer while.
+const RETRIES: usize = 4;
 
-/// For a request that carries a part, or completes an upload, which a store may take minutes over.
-const WRITE_TIMEOUT: Duration = Duration::from_secs(300);
-
-/// How long the store may leave a reader waiting for the next bytes. Only the store's silence counts, not
-/// the time for which the reader is busy: a timeout on the request would cut off every slow client.
-const STALL: Duration = Duration::from_secs(30);
-
-/// For the handshakes.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// How often a request that may be repeated is tried again.
-const RETRIES: usize = 3;
-
-/// How often a DELETE is signed again because the second changed meanwhile.
-const SIGNATURES: usize = 3;
-
-/// Where the bucket is and who asks.
-#[derive(Clone, Default)]
-pub struct S3Options {
-    /// The bucket's name.
-    pub bucket: String,
-    /// What precedes every key, with or without slashes at its ends; may be empty.
-    pub prefix: String,
-    /// The URL of the server; `None` for AWS itself. With `http:` nothing is encrypted.
-    pub endpoint: Option<String>,
-    /// The URL at which clients outside reach the same server, for what is signed; `None` where that is
-    /// `endpoint` as well.
-    pub public_endpoint: Option<String>,
-    /// The region that signatures name; `None` for `AWS_REGION`, else `AWS_DEFAULT_REGION`, else us-east-1.
-    pub region: Option<String>,
-    /// Whether the bucket is in the path rather than in the host name.
-    pub path_style: bool,
-    /// The access key and its secret; `None` for what the environment of a cloud machine offers.
-    pub access_key: Option<(String, String)>,
-}
-
-/// The secret stays out of logs.
-impl std::fmt::Debug for S3Options {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { bucket, prefix, endpoint, public_endpoint, region, path_style, access_key } = self;
-        f.debug_struct("S3Options")
-            .field("bucket", bucket)
-            .field("prefix", prefix)
-            .field("endpoint", endpoint)
-            .field("public_endpoint", public_endpoint)
-            .field("region", region)
-            .field("path_style", path_style)
-            .field("access_key", &access_key.as_ref().map(|(id, _)| id))
-            .finish()
-    }
-}
-
-impl S3Options {
-    /// The same bucket as clients outside reach it.
-    fn seen_from_outside(&self) -> Self {
-        let endpoint = self.public_endpoint.clone().or_else(|| self.endpoint.clone());
-        Self { endpoint, ..self.clone() }
-    }
-}
+/// The longest life of a signature, seven days:
+/// <https://docs.aws.amazon.com/AmazonS3/latest/API/sigv4-query-string-auth.html>.
+const LONGEST_SIGNATURE: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
 /// A store in a bucket.
 #[derive(Debug)]
 pub struct S3 {
+    /// The bucket and where it is, for people.
+    name: String,
+    bucket: String,
     /// Empty, or ends with a slash.
     prefix: String,
-    /// For requests without a body to speak of: short timeouts.
+    place: Place,
+    credentials: Credentials,
+    storage_class: Option<String>,
+    encryption: Encryption,
+    transport: Transport,
+    /// For requests that cost the store little.
     calls: AmazonS3,
-    /// For parts and whole objects: long timeouts.
+    /// For parts and whole objects.
     writes: AmazonS3,
-    /// For writes with a deadline: never sent twice. A first attempt that was given up for lost could arrive
-    /// after the second was confirmed, overwrite it, and make the object look as if it had come too late.
+    /// For completing an upload, over which a store may take minutes.
+    completions: AmazonS3,
+    /// For writes with a deadline: never sent again while it isn't known what became of them. A first attempt
+    /// that was given up for lost could arrive after the second was confirmed, overwrite it, and make the
+    /// object look as if it had come too late.
     once: AmazonS3,
-    /// For streaming: no timeout on the whole, which would include the time that a slow client takes.
+    /// For streaming. It tries again only what fails at the beginning: the rest is for [`reading`].
     bodies: AmazonS3,
     /// For URLs that clients are given, at the public endpoint. It sends nothing.
     public: AmazonS3,
-    /// For requests that we sign ourselves.
-    client: HttpClient,
-    connector: Connector,
 }
 
 impl S3 {
-    /// Connects to the bucket, and asks for one listing to know that it answers and what its time is.
+    /// Finds the bucket and whoever asks, and lists one object to know that it answers and what its time is.
     ///
     /// # Errors
-    /// One line that names the bucket and what went wrong.
+    /// One line that names the bucket, what went wrong, and what to set or grant.
     pub async fn open(options: S3Options) -> Result<Self, StorageError> {
-        let connector = Connector::default();
-        let name = match &options.endpoint {
-            Some(endpoint) => format!("the bucket {:?} at {endpoint}", options.bucket),
-            None => format!("the bucket {:?} in {}", options.bucket, region_of(&options)),
-        };
+        let transport = Transport::new(&options.egress, options.patience)?;
+        let place = Place::find(&options, &transport).await?;
+        let credentials = place.credentials.clone();
+        let name = format!("the bucket {:?} at {}", options.bucket, place.url);
         let failed = |error: object_store::Error| explain(&name, &error);
-        let handle = |timeout, retries| connect(&options, &connector, timeout, retries).map_err(failed);
+        let handle = |answer: Duration, retries, give_up: Duration| {
+            let retry = retry(retries, give_up);
+            build(&options, &place.region, &place.url, &credentials, &transport.answered_within(answer), retry)
+                .map_err(failed)
+        };
+        let Patience { call, write, complete, .. } = options.patience;
         let prefix = options.prefix.trim_matches('/');
         let store = Self {
             prefix: if prefix.is_empty() { String::new() } else { format!("{prefix}/") },
-            calls: handle(Some(CALL_TIMEOUT), RETRIES)?,
-            writes: handle(Some(WRITE_TIMEOUT), RETRIES)?,
-            once: handle(Some(CALL_TIMEOUT), 0)?,
-            bodies: handle(None, RETRIES)?,
-            public: connect(&options.seen_from_outside(), &connector, None, 0).map_err(failed)?,
-            client: connector.connect(&client_options(&options, Some(CALL_TIMEOUT))).map_err(failed)?,
-            connector: connector.clone(),
+            calls: handle(call, RETRIES, call * 2)?,
+            writes: handle(write, RETRIES, write * 2)?,
+            completions: handle(complete, RETRIES, complete * 2)?,
+            once: handle(call, 0, call)?,
+            bodies: handle(call, RETRIES, call)?,
+            public: build(&options, &place.region, &place.public_url, &credentials, &transport, retry(0, call))
+                .map_err(failed)?,
+            name,
+            bucket: options.bucket,
+            place,
+            credentials,
+            storage_class: options.storage_class,
+            encryption: options.encryption,
+            transport,
         };
-        let probe = PaginatedListOptions { max_keys: Some(1), ..Default::default() };
-        store.calls.list_paginated(Some(&store.prefix), probe).await.map_err(failed)?;
-        if connector.clock.now().is_none() {
-            return Err(StorageError::Unavailable(name, "its answers have no Date".to_owned()));
-        }
+        store.check_reach().await?;
         Ok(store)
     }
 
@@ -152,35 +125,25 @@ impl S3 {
         Path::parse(format!("{}{key}", self.prefix)).map_err(unfit)
     }
 
+    /// What is said of an object as it is written. Only blobs have a storage class: cheap ones bill each
+    /// object as if it were large and old, which the many small ones beside the blobs are not.
+    fn attributes(&self, key: &Key) -> Attributes {
+        let class = self.storage_class.clone().filter(|_| matches!(key, Key::Data(_)));
+        class.map(|class| (Attribute::StorageClass, class)).into_iter().collect()
+    }
+
+    async fn put_by(&self, handle: &AmazonS3, key: &Key, bytes: Chunks) -> Result<(), StorageError> {
+        let options = PutOptions { attributes: self.attributes(key), ..Default::default() };
+        let put = handle.put_opts(&self.path(key)?, PutPayload::from_iter(bytes), options).await;
+        put.map(drop).map_err(|error| explain(&key.to_string(), &error))
+    }
+
     /// Whether there is an object at `key`, in answer to an upload that the store no longer knows.
     async fn completed_before(&self, key: &Key) -> Result<(), StorageError> {
         match self.stat(key).await? {
             Some(_) => Ok(()),
             None => Err(StorageError::NotFound(key.to_string())),
         }
-    }
-
-    /// A URL that deletes the object and that the store refuses after `deadline`. The store counts a
-    /// signature's life from the moment that the signature names, which is this machine's wall clock; so
-    /// the life is what is left from that moment, in whole seconds, and a clock that runs ahead of the
-    /// store's leaves less of it, never more.
-    async fn sign_delete(&self, key: &Key, deadline: StoreTime) -> Result<String, StorageError> {
-        for _ in 0..SIGNATURES {
-            let second = chrono::Utc::now().timestamp();
-            let life = i64::try_from(deadline.0 / 1000).unwrap_or(i64::MAX) - second;
-            let Some(life) = u64::try_from(life).ok().filter(|life| *life > 0) else {
-                return Err(StorageError::TooLate(key.to_string()));
-            };
-            let life = Duration::from_secs(life).min(LONGEST_SIGNATURE);
-            let signed = self.calls.signed_url(Method::DELETE, &self.path(key)?, life).await;
-            let url = signed.map_err(|error| explain(&key.to_string(), &error))?;
-            // Getting credentials may have taken a while before the signature was dated.
-            let date = url.query_pairs().find(|(name, _)| name == "X-Amz-Date").map(|(_, date)| date.into_owned());
-            if date.and_then(|date| signing_second(&date)) == Some(second) {
-                return Ok(url.into());
-            }
-        }
-        Err(StorageError::Unavailable(key.to_string(), "signing takes longer than a second".to_owned()))
     }
 
     /// A page as the store gives it, and where to go on.
@@ -210,93 +173,55 @@ impl S3 {
     }
 }
 
-/// The longest life of a signature, seven days:
-/// <https://docs.aws.amazon.com/AmazonS3/latest/API/sigv4-query-string-auth.html>.
-const LONGEST_SIGNATURE: Duration = Duration::from_secs(7 * 24 * 60 * 60);
-
-fn client_options(options: &S3Options, timeout: Option<Duration>) -> ClientOptions {
-    let plain = options.endpoint.as_ref().is_some_and(|endpoint| endpoint.starts_with("http:"));
-    let client = ClientOptions::new().with_allow_http(plain).with_connect_timeout(CONNECT_TIMEOUT);
-    match timeout {
-        Some(timeout) => client.with_timeout(timeout),
-        None => client.with_timeout_disabled(),
-    }
-}
-
-/// The region by the options, else by what AWS' own tools read.
-fn region_of(options: &S3Options) -> String {
-    let variable = |name| std::env::var(name).ok().filter(|region| !region.is_empty());
-    let region = options.region.clone().or_else(|| variable("AWS_REGION")).or_else(|| variable("AWS_DEFAULT_REGION"));
-    region.unwrap_or_else(|| "us-east-1".to_owned())
-}
-
-fn connect(
-    options: &S3Options,
-    connector: &Connector,
-    timeout: Option<Duration>,
-    max_retries: usize,
-) -> object_store::Result<AmazonS3> {
+fn retry(max_retries: usize, retry_timeout: Duration) -> RetryConfig {
     let backoff = BackoffConfig { max_backoff: Duration::from_secs(2), ..Default::default() };
-    let retry_timeout = timeout.unwrap_or(STALL).saturating_mul(2);
+    RetryConfig { backoff, max_retries, retry_timeout }
+}
+
+fn build(
+    options: &S3Options,
+    region: &str,
+    url: &str,
+    credentials: &Credentials,
+    transport: &Transport,
+    retry: RetryConfig,
+) -> object_store::Result<AmazonS3> {
     let mut builder = AmazonS3Builder::new()
         .with_bucket_name(&options.bucket)
-        .with_region(region_of(options))
-        .with_virtual_hosted_style_request(!options.path_style)
-        .with_client_options(client_options(options, timeout))
-        .with_retry(RetryConfig { backoff, max_retries, retry_timeout })
-        .with_http_connector(connector.clone());
-    if let Some(endpoint) = &options.endpoint {
-        // With the bucket in the host name, the library wants it in the endpoint as well.
-        let hosted = endpoint.replacen("://", &format!("://{}.", options.bucket), 1);
-        builder = builder.with_endpoint(if options.path_style { endpoint } else { &hosted });
+        .with_region(region)
+        // The URL is the bucket's, wherever in it the name stands.
+        .with_endpoint(url)
+        .with_virtual_hosted_style_request(true)
+        .with_credentials(Arc::new(credentials.clone()))
+        .with_retry(retry)
+        .with_http_connector(transport.clone());
+    match options.checksum {
+        Checksum::Sha256 => builder = builder.with_checksum_algorithm(object_store::aws::Checksum::SHA256),
+        // What TLS protects needn't be hashed to be signed. With a checksum there is a hash already.
+        Checksum::None => builder = builder.with_unsigned_payload(url.starts_with("https:")),
     }
-    if let Some((id, secret)) = &options.access_key {
-        builder = builder.with_access_key_id(id).with_secret_access_key(secret);
+    for (setting, value) in encryption_settings(&options.encryption) {
+        builder = builder.with_config(setting.parse::<AmazonS3ConfigKey>()?, value);
     }
     builder.build()
 }
 
-/// Seconds since the Unix epoch of an `X-Amz-Date`.
-fn signing_second(date: &str) -> Option<i64> {
-    chrono::NaiveDateTime::parse_from_str(date, "%Y%m%dT%H%M%SZ").ok().map(|date| date.and_utc().timestamp())
+/// By the names that the library gives these settings.
+fn encryption_settings(encryption: &Encryption) -> Vec<(&'static str, String)> {
+    match encryption {
+        Encryption::Bucket => Vec::new(),
+        Encryption::S3 => vec![("aws_server_side_encryption", "AES256".to_owned())],
+        Encryption::Kms { key, bucket_key } => {
+            let mut settings = vec![("aws_server_side_encryption", "aws:kms".to_owned())];
+            settings.extend(key.iter().map(|key| ("aws_sse_kms_key_id", key.clone())));
+            settings.extend(bucket_key.iter().map(|use_it| ("aws_sse_bucket_key_enabled", use_it.to_string())));
+            settings
+        }
+    }
 }
 
 fn stat_of(object: &ObjectMeta) -> Stat {
     Stat { size: object.size, modified: StoreTime(object.last_modified.timestamp_millis().unsigned_abs()) }
-}
-
-/// Names a failure by what the caller can do about it. Only some of S3's codes have an error of their own in
-/// the library; the rest are in the text, which holds the store's answer.
-fn explain(about: &str, error: &object_store::Error) -> StorageError {
-    let about = about.to_owned();
-    let text = text_of(error);
-    let says = |codes: &[&str]| codes.iter().any(|code| text.contains(code));
-    match error {
-        object_store::Error::NotFound { .. } if !says(&["NoSuchBucket"]) => StorageError::NotFound(about),
-        object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. } => {
-            StorageError::Refused(about, text)
-        }
-        _ if says(&["AccessDenied", "SignatureDoesNotMatch", "InvalidAccessKeyId"]) => {
-            StorageError::Refused(about, text)
-        }
-        _ if says(&["QuotaExceeded", "XMinioStorageFull", "InsufficientStorage"]) => StorageError::Full(about),
-        _ if says(&["InvalidPart"]) => StorageError::PartChanged(about),
-        _ => StorageError::Unavailable(about, text),
-    }
-}
-
-/// An error and its causes on one line.
-fn text_of(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let more = error.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        cause = error.source();
-    }
-    text.replace(['\n', '\r'], " ")
 }
 
 #[async_trait]
@@ -315,22 +240,31 @@ impl Store for S3 {
 
     fn now(&self) -> StoreTime {
         // `open` fails where the clock can't be set, so there is always a time.
-        self.connector.clock.now().unwrap_or(StoreTime(0))
+        self.transport.clock.now().unwrap_or(StoreTime(0))
     }
 
     /// S3 can't refuse a late write, so one that is late already isn't sent, and one with a deadline is sent
-    /// at most once.
+    /// again only if the store itself says that it did nothing.
     async fn put(&self, key: &Key, bytes: Chunks, deadline: Option<StoreTime>) -> Result<(), StorageError> {
-        if deadline.is_some_and(|deadline| self.now() > deadline) {
-            return Err(StorageError::TooLate(key.to_string()));
-        }
         let handle = if deadline.is_some() { &self.once } else { &self.writes };
-        let put = handle.put(&self.path(key)?, PutPayload::from_iter(bytes)).await;
-        put.map(drop).map_err(|error| explain(&key.to_string(), &error))
+        let mut refusals = 0;
+        // The library repeats what a busy store refuses, but not on this handle.
+        let may_repeat = |error: &StorageError| is_in_the_way(error) || (deadline.is_some() && is_too_busy(error));
+        loop {
+            if deadline.is_some_and(|deadline| self.now() > deadline) {
+                return Err(StorageError::TooLate(key.to_string()));
+            }
+            match self.put_by(handle, key, bytes.clone()).await {
+                Err(error) if may_repeat(&error) && refusals < RETRIES => refusals += 1,
+                done => return done,
+            }
+            tokio::time::sleep(pause_before(refusals)).await;
+        }
     }
 
     async fn begin(&self, key: &Key) -> Result<MultipartId, StorageError> {
-        let begun = self.calls.create_multipart(&self.path(key)?).await;
+        let options = PutMultipartOptions { attributes: self.attributes(key), ..Default::default() };
+        let begun = self.calls.create_multipart_opts(&self.path(key)?, options).await;
         begun.map(MultipartId).map_err(|error| explain(&key.to_string(), &error))
     }
 
@@ -348,7 +282,7 @@ impl Store for S3 {
 
     async fn complete(&self, key: &Key, upload: &MultipartId, parts: &[PartId]) -> Result<(), StorageError> {
         let parts = parts.iter().map(|part| object_store::multipart::PartId { content_id: part.0.clone() }).collect();
-        match self.writes.complete_multipart(&self.path(key)?, &upload.0, parts).await {
+        match self.completions.complete_multipart(&self.path(key)?, &upload.0, parts).await {
             Ok(_) => Ok(()),
             Err(error) if text_of(&error).contains("NoSuchUpload") => self.completed_before(key).await,
             Err(error) => Err(explain(&key.to_string(), &error)),
@@ -363,17 +297,12 @@ impl Store for S3 {
         }
     }
 
+    async fn unfinished(&self, after: Option<&Unfinished>) -> Result<UnfinishedPage, StorageError> {
+        self.list_unfinished(after).await
+    }
+
     async fn read(&self, key: &Key, range: Option<Range<u64>>) -> Result<ByteStream, StorageError> {
-        let about = key.to_string();
-        let options = GetOptions { range: range.clone().map(GetRange::Bounded), ..Default::default() };
-        let path = self.path(key)?;
-        let got = tokio::time::timeout(STALL, self.bodies.get_opts(&path, options)).await;
-        let got = got.map_err(|_| stalled(&about))?.map_err(|error| explain(&about, &error))?;
-        // A store cuts a range that reaches past the end down to what there is.
-        if range.is_some_and(|range| range != got.range) {
-            return Err(StorageError::Unavailable(about, format!("it has {} bytes", got.meta.size)));
-        }
-        Ok(watched(about, got.into_stream()))
+        reading::read(self.bodies.clone(), self.path(key)?, key.to_string(), range).await
     }
 
     async fn stat(&self, key: &Key) -> Result<Option<Stat>, StorageError> {
@@ -397,57 +326,16 @@ impl Store for S3 {
     }
 
     async fn delete(&self, key: &Key, deadline: StoreTime) -> Result<(), StorageError> {
-        let about = key.to_string();
-        if self.now() > deadline {
-            return Err(StorageError::TooLate(about));
-        }
-        let failed = |text: String| StorageError::Unavailable(about.clone(), text);
-        let url = self.sign_delete(key, deadline).await?;
-        let request = http::Request::delete(url).body(HttpRequestBody::empty());
-        let request = request.map_err(|error| failed(error.to_string()))?;
-        let response = self.client.execute(request).await.map_err(|error| failed(text_of(&error)))?;
-        let (parts, body) = response.into_parts();
-        if parts.status.is_success() {
-            return Ok(());
-        }
-        let body = body.bytes().await.map_err(|error| failed(text_of(&error)))?;
-        refused_delete(&about, parts.status, &String::from_utf8_lossy(&body), self.now() > deadline)
+        self.remove(key, deadline).await
     }
 
     async fn sign(&self, key: &Key, life: Duration) -> Result<Option<SignedUrl>, StorageError> {
-        let life = life.min(LONGEST_SIGNATURE);
+        let refused = |why| StorageError::Refused(key.to_string(), why);
+        let most = self.credentials.life().await.map_err(refused)?.unwrap_or(LONGEST_SIGNATURE);
+        let life = life.min(most).min(LONGEST_SIGNATURE);
         let fixed = SignedUrlOptions::new().with_query([("response-content-type", "application/octet-stream")]);
         let signed = self.public.signed_url_opts(Method::GET, &self.path(key)?, life, &fixed).await;
         let url = signed.map_err(|error| explain(&key.to_string(), &error))?.into();
         Ok(Some(SignedUrl { url, life }))
     }
-}
-
-/// What it means that a DELETE didn't succeed.
-fn refused_delete(about: &str, status: StatusCode, body: &str, late: bool) -> Result<(), StorageError> {
-    match status {
-        StatusCode::NOT_FOUND if !body.contains("NoSuchBucket") => Ok(()),
-        StatusCode::FORBIDDEN if late || body.contains("expired") => Err(StorageError::TooLate(about.to_owned())),
-        StatusCode::FORBIDDEN | StatusCode::UNAUTHORIZED => {
-            Err(StorageError::Refused(about.to_owned(), body.to_owned()))
-        }
-        _ => Err(StorageError::Unavailable(about.to_owned(), format!("{status} {body}"))),
-    }
-}
-
-fn stalled(about: &str) -> StorageError {
-    StorageError::Unavailable(about.to_owned(), format!("nothing came for {} s", STALL.as_secs()))
-}
-
-/// A stream that ends with an error when the store is silent for too long while it is being asked.
-fn watched(about: String, bytes: BoxStream<'static, object_store::Result<bytes::Bytes>>) -> ByteStream {
-    Box::pin(futures_util::stream::unfold(Some((about, bytes)), |state| async move {
-        let (about, mut bytes) = state?;
-        match tokio::time::timeout(STALL, bytes.next()).await {
-            Ok(Some(Ok(chunk))) => Some((Ok(chunk), Some((about, bytes)))),
-            Ok(Some(Err(error))) => Some((Err(explain(&about, &error)), None)),
-            Ok(None) => None,
-            Err(_) => Some((Err(stalled(&about)), None)),
-        }
-    }))
 }

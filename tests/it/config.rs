@@ -276,7 +276,32 @@ fn each_mistake_is_one_line() {
         (
             "[index]\nurl = \"embedded:x\"\n[storage]\nurl = \"s3://b\"\ns3.access_key_id = \"k\"",
             &[],
-            "storage.s3.access_key_id (DIR/berth.toml:5): found without storage.s3.secret_access_key; want both or neither",
+            "storage.s3.access_key_id (DIR/berth.toml:5): found without storage.s3.secret_access_key; want storage.s3.secret_access_key with it",
+        ),
+        (
+            "[index]\nurl = \"embedded:x\"\n[storage]\nurl = \"s3://b\"\ns3.session_token = \"t\"",
+            &[],
+            "storage.s3.session_token (DIR/berth.toml:5): found without storage.s3.access_key_id; want storage.s3.access_key_id with it",
+        ),
+        (
+            "[index]\nurl = \"embedded:x\"\n[storage]\nurl = \"s3://b\"\ns3.kms_key = \"k\"",
+            &[],
+            "storage.s3.kms_key (DIR/berth.toml:5): found without storage.s3.encryption = \"kms\"; want storage.s3.encryption = \"kms\" with it",
+        ),
+        (
+            "",
+            &[("BERTH_STORAGE__S3__STORAGE_CLASS", "GLACIER")],
+            "storage.s3.storage_class (BERTH_STORAGE__S3__STORAGE_CLASS): found \"GLACIER\"; want a storage class whose objects can be read at once, such as \"STANDARD_IA\"",
+        ),
+        (
+            "proxy.no_proxy = [\"10.0.0.0/8\"]",
+            &[],
+            "proxy.no_proxy (DIR/berth.toml:1): found without proxy.url; want proxy.url with it",
+        ),
+        (
+            "",
+            &[("BERTH_PROXY__URL", "socks5://me:pass@proxy")],
+            "proxy.url (BERTH_PROXY__URL): found ***; want \"http://[USER:PASSWORD@]HOST:PORT\", or the same with https",
         ),
         (
             "[tls]\ncertificate = \"tls.crt\"",
@@ -399,14 +424,6 @@ fn port_counts_where_nothing_else_says_where_to_listen() {
     assert_eq!(listen("", &[("PORT", "8080"), ("BERTH_SERVER__LISTEN", "127.0.0.1:1")]), "127.0.0.1:1");
 }
 
-#[test]
-fn an_endpoint_means_path_style_unless_it_is_said_otherwise() {
-    let text =
-        "storage.url = \"s3://b\"\nindex.url = \"embedded:x\"\nstorage.s3.endpoint = \"http://127.0.0.1:9000\"\n";
-    assert!(config(text, &[]).storage.s3.path_style);
-    assert!(!config(text, &[("BERTH_STORAGE__S3__PATH_STYLE", "false")]).storage.s3.path_style);
-}
-
 /// A bucket with every secret there is.
 const SECRETS: &str = "\
 [storage]
@@ -414,6 +431,9 @@ url = \"s3://b\"
 [storage.s3]
 access_key_id = \"key\"
 secret_access_key_file = \"DIR/secret\"
+session_token = \"hunter4\"
+[proxy]
+url = \"http://user:hunter5@proxy:3128\"
 [index]
 url = \"redis://user:hunter3@redis:6379/0\"
 ";

@@ -28,9 +28,14 @@ const LEVELS: [&[&str]; 14] = [
 ];
 
 /// The foreign crates that have owners, and exactly who imports each.
-const OWNED: [(&str, &[&str]); 32] = [
+const OWNED: [(&str, &[&str]); 37] = [
     ("argon2", &["auth"]),
+    ("aws_config", &["storage"]),
+    ("aws_credential_types", &["storage"]),
     ("aws_lc_rs", &["auth", "redirect"]),
+    ("aws_sdk_s3", &["storage"]),
+    ("aws_smithy_runtime_api", &["storage"]),
+    ("aws_types", &["storage"]),
     ("axum", &["api", "app", "server"]),
     ("base64", &["auth", "cli", "redirect", "registry", "upload"]),
     ("bcrypt", &["auth"]),
@@ -39,7 +44,7 @@ const OWNED: [(&str, &[&str]); 32] = [
     ("clap_complete", &["cli"]),
     ("hmac", &["upload"]),
     ("http", &["api", "cli", "config", "server", "storage"]),
-    ("http_body", &["api", "server"]),
+    ("http_body", &["api", "server", "storage"]),
     ("http_body_util", &["api"]),
     ("hyper", &["server"]),
     ("hyper_util", &["server"]),
@@ -50,7 +55,7 @@ const OWNED: [(&str, &[&str]); 32] = [
     ("quick_cache", &["auth", "redirect", "registry"]),
     ("redb", &["index"]),
     ("redis", &["index"]),
-    ("reqwest", &["auth", "cli"]),
+    ("reqwest", &["auth", "cli", "storage"]),
     ("rustix", &["epoch", "storage", "telemetry"]),
     ("rustls", &["redirect", "server"]),
     ("schemars", &["config"]),

@@ -25,8 +25,8 @@ use s3s::{
         AbortMultipartUploadInput, AbortMultipartUploadOutput, CompleteMultipartUploadInput,
         CompleteMultipartUploadOutput, CreateMultipartUploadInput, CreateMultipartUploadOutput, DeleteObjectInput,
         DeleteObjectOutput, ETag, GetObjectInput, GetObjectOutput, HeadObjectInput, HeadObjectOutput,
-        ListObjectsV2Input, ListObjectsV2Output, Object, PutObjectInput, PutObjectOutput, StreamingBlob,
-        UploadPartInput, UploadPartOutput,
+        ListMultipartUploadsInput, ListMultipartUploadsOutput, ListObjectsV2Input, ListObjectsV2Output,
+        MultipartUpload, Object, PutObjectInput, PutObjectOutput, StreamingBlob, UploadPartInput, UploadPartOutput,
     },
     s3_error,
     service::S3ServiceBuilder,
@@ -116,6 +116,7 @@ struct Memory {
 
 struct Upload {
     key: String,
+    since: SystemTime,
     parts: BTreeMap<i32, Stored>,
 }
 
@@ -271,7 +272,7 @@ impl S3 for Memory {
         let input = request.input;
         known(&input.bucket)?;
         let id = format!("upload-{}", self.next_upload.fetch_add(1, Ordering::Relaxed));
-        let upload = Upload { key: input.key.clone(), parts: BTreeMap::new() };
+        let upload = Upload { key: input.key.clone(), since: SystemTime::now(), parts: BTreeMap::new() };
         self.uploads.lock().expect("lock").insert(id.clone(), upload);
         Ok(S3Response::new(CreateMultipartUploadOutput {
             bucket: Some(input.bucket),
@@ -304,6 +305,37 @@ impl S3 for Memory {
             bucket: Some(input.bucket),
             key: Some(input.key),
             e_tag,
+            ..Default::default()
+        }))
+    }
+
+    async fn list_multipart_uploads(
+        &self,
+        request: S3Request<ListMultipartUploadsInput>,
+    ) -> S3Result<S3Response<ListMultipartUploadsOutput>> {
+        let input = request.input;
+        known(&input.bucket)?;
+        let prefix = input.prefix.unwrap_or_default();
+        let after = (input.key_marker.unwrap_or_default(), input.upload_id_marker.unwrap_or_default());
+        let limit = input.max_uploads.map_or(1000, |uploads| uploads.clamp(0, 1000) as usize);
+        let uploads = self.uploads.lock().expect("lock");
+        let mut wanted: Vec<_> = uploads
+            .iter()
+            .map(|(id, upload)| ((upload.key.clone(), id.clone()), upload.since))
+            .filter(|(name, _)| name.0.starts_with(&prefix) && *name > after)
+            .collect();
+        wanted.sort();
+        let is_truncated = wanted.len() > limit;
+        let shown = wanted.into_iter().take(limit).map(|((key, id), since)| MultipartUpload {
+            key: Some(key),
+            upload_id: Some(id),
+            initiated: Some(since.into()),
+            ..Default::default()
+        });
+        Ok(S3Response::new(ListMultipartUploadsOutput {
+            bucket: Some(input.bucket),
+            is_truncated: Some(is_truncated),
+            uploads: Some(shown.collect()),
             ..Default::default()
         }))
     }

@@ -20,7 +20,7 @@ use berth::{
     registry::{OtherIndex, Registry},
     storage::{
         ByteStream, Chunks, Key, MultipartId, Page, PartId, SignedUrl, Stat, StorageError, Store, StoreTime,
-        local::Local,
+        Unfinished, UnfinishedPage, local::Local,
     },
     worker,
 };
@@ -117,6 +117,10 @@ impl Store for BuggyStore {
 
     async fn abort(&self, key: &Key, upload: &MultipartId) -> Result<(), StorageError> {
         self.inner.abort(key, upload).await
+    }
+
+    async fn unfinished(&self, after: Option<&Unfinished>) -> Result<UnfinishedPage, StorageError> {
+        self.inner.unfinished(after).await
     }
 
     async fn read(&self, key: &Key, range: Option<Range<u64>>) -> Result<ByteStream, StorageError> {

@@ -16,7 +16,10 @@ use std::{
 use async_trait::async_trait;
 use berth::{
     index::{Ask, Batch, Connect, Index, IndexError, Outcome, Shard, Write},
-    storage::{ByteStream, Chunks, Key, MultipartId, Page, PartId, SignedUrl, Stat, StorageError, Store, StoreTime},
+    storage::{
+        ByteStream, Chunks, Key, MultipartId, Page, PartId, SignedUrl, Stat, StorageError, Store, StoreTime,
+        Unfinished, UnfinishedPage,
+    },
 };
 use bytes::Bytes;
 
@@ -284,6 +287,10 @@ impl Store for WatchedStore {
 
     async fn abort(&self, key: &Key, upload: &MultipartId) -> Result<(), StorageError> {
         self.around("abort", &key.to_string(), self.inner.abort(key, upload)).await
+    }
+
+    async fn unfinished(&self, after: Option<&Unfinished>) -> Result<UnfinishedPage, StorageError> {
+        self.around("unfinished", "", self.inner.unfinished(after)).await
     }
 
     async fn read(&self, key: &Key, range: Option<Range<u64>>) -> Result<ByteStream, StorageError> {

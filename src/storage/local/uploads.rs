@@ -22,7 +22,7 @@ use bytes::Bytes;
 use rustix::fs::FallocateFlags;
 use ulid::Ulid;
 
-use super::{MultipartId, PartId, StorageError, directory::Directory, explain};
+use super::{MultipartId, PartId, StorageError, StoreTime, Unfinished, directory::Directory, explain};
 
 /// The uploads that this process has written to and that have not ended.
 #[derive(Debug, Default)]
@@ -187,6 +187,19 @@ impl Directory {
         // Its age counts from when it became an object, not from when its last part was written.
         file.set_modified(SystemTime::now())?;
         self.sync_file(file)
+    }
+
+    /// All uploads that have not ended. Their names say since when.
+    pub(super) fn unfinished(&self) -> Result<Vec<Unfinished>, StorageError> {
+        let failed = |error: io::Error| explain("unfinished uploads", &error);
+        let mut uploads = Vec::new();
+        for entry in fs::read_dir(self.path(".tmp")).map_err(failed)? {
+            let name = entry.map_err(failed)?.file_name();
+            let Some(upload) = name.to_str().and_then(|name| Ulid::from_string(name).ok()) else { continue };
+            let (id, since) = (MultipartId(upload.to_string()), StoreTime(upload.timestamp_ms()));
+            uploads.push(Unfinished { key: None, id, since });
+        }
+        Ok(uploads)
     }
 
     /// Gives an upload up.

@@ -1,19 +1,14 @@
 //! The store's own time, read off the `Date` of its answers.
 //!
-//! Every request of every handle passes through [`Connector`], so the clock is set by whatever traffic there
-//! is and costs no request of its own. It must not look at the machine's wall clock.
+//! Every request to the store passes through one transport, so the clock is set by whatever traffic there is
+//! and costs no request of its own. It must not look at the machine's wall clock.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
-use async_trait::async_trait;
 use http::{HeaderMap, header::DATE};
-use object_store::{
-    ClientOptions,
-    client::{HttpClient, HttpConnector, HttpError, HttpRequest, HttpResponse, HttpService, ReqwestConnector},
-};
 
 use super::super::StoreTime;
 
@@ -47,7 +42,7 @@ impl Clock {
     /// Takes in an answer to a request that was sent when the machine had been up for `sent`. The time that
     /// was carried forward stands as long as the answer allows it, so that it doesn't jump about within the
     /// second that a `Date` leaves open.
-    fn observe(&self, headers: &HeaderMap, sent: Duration) {
+    pub(super) fn observe(&self, headers: &HeaderMap, sent: Duration) {
         let Some(date) = headers.get(DATE).and_then(|date| date.to_str().ok()).and_then(parse) else { return };
         let uptime = uptime();
         let way = uptime.saturating_sub(sent).as_millis() as u64;
@@ -65,42 +60,13 @@ fn parse(date: &str) -> Option<u64> {
 
 /// How long the machine has been up, the time that it was suspended for included where the system has
 /// such a clock.
-fn uptime() -> Duration {
+pub(super) fn uptime() -> Duration {
     #[cfg(target_os = "linux")]
     let id = rustix::time::ClockId::Boottime;
     #[cfg(not(target_os = "linux"))]
     let id = rustix::time::ClockId::Monotonic;
     let time = rustix::time::clock_gettime(id);
     Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs() as u32)
-}
-
-/// Makes HTTP clients whose answers set the clock.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Connector {
-    pub(super) clock: Clock,
-}
-
-impl HttpConnector for Connector {
-    fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
-        let client = ReqwestConnector::default().connect(options)?;
-        Ok(HttpClient::new(Observed { client, clock: self.clock.clone() }))
-    }
-}
-
-#[derive(Debug)]
-struct Observed {
-    client: HttpClient,
-    clock: Clock,
-}
-
-#[async_trait]
-impl HttpService for Observed {
-    async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
-        let sent = uptime();
-        let response = self.client.execute(request).await?;
-        self.clock.observe(response.headers(), sent);
-        Ok(response)
-    }
 }
 
 #[cfg(test)]

@@ -1,0 +1,87 @@
+//! What went wrong, named by what the caller can do about it.
+
+use std::time::Duration;
+
+use super::StorageError;
+
+/// Names a failure. Only some of S3's codes have an error of their own in the library; the rest are in the
+/// text, which holds the store's answer.
+pub(super) fn explain(about: &str, error: &object_store::Error) -> StorageError {
+    let about = about.to_owned();
+    let text = text_of(error);
+    let says = |codes: &[&str]| codes.iter().any(|code| text.contains(code));
+    match error {
+        object_store::Error::NotFound { .. } if !says(&["NoSuchBucket"]) => StorageError::NotFound(about),
+        object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. } => {
+            StorageError::Refused(about, text)
+        }
+        _ if says(&["AccessDenied", "SignatureDoesNotMatch", "InvalidAccessKeyId"]) => {
+            StorageError::Refused(about, text)
+        }
+        _ if says(&["QuotaExceeded", "XMinioStorageFull", "InsufficientStorage"]) => StorageError::Full(about),
+        _ if says(&["InvalidPart"]) => StorageError::PartChanged(about),
+        _ => StorageError::Unavailable(about, text),
+    }
+}
+
+/// An error and its causes on one line.
+pub(super) fn text_of(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = error.source();
+    }
+    on_one_line(&text)
+}
+
+/// Text of a store's own, as it may stand in a log.
+pub(super) fn on_one_line(text: &str) -> String {
+    text.replace(['\n', '\r'], " ")
+}
+
+/// The store's own word for what went wrong, where its answer is in the text.
+pub(super) fn code_in(text: &str) -> Option<&str> {
+    let (_, rest) = text.split_once("<Code>")?;
+    Some(rest.split_once("</Code>")?.0)
+}
+
+/// Whether the store says that it did nothing because it has too much to do.
+pub(super) fn is_too_busy(error: &StorageError) -> bool {
+    says_one_of(error, &["SlowDown", "ServiceUnavailable", "TooManyRequests"])
+}
+
+/// Whether the store says that it did nothing because something else went on at that key or, in a versitygw,
+/// in the directory that the key stands for.
+pub(super) fn is_in_the_way(error: &StorageError) -> bool {
+    says_one_of(error, &["OperationAborted", "ExistingObjectIsDirectory"])
+}
+
+fn says_one_of(error: &StorageError, codes: &[&str]) -> bool {
+    let StorageError::Unavailable(_, text) = error else { return false };
+    codes.iter().any(|code| text.contains(&format!("<Code>{code}</Code>")))
+}
+
+/// How long to wait before the `failures`-th repetition, from 1: at random, up to a bound that doubles from
+/// 200 ms to 3.2 s, so that those who failed together don't come back together.
+pub(super) fn pause_before(failures: usize) -> Duration {
+    let most = 200_u128 << failures.clamp(1, 5).saturating_sub(1);
+    Duration::from_millis((ulid::Ulid::r#gen().random() % most) as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_are_at_random_and_bounded() {
+        for (failures, most) in [(0, 200), (1, 200), (2, 400), (5, 3200), (50, 3200)] {
+            let pauses: Vec<Duration> = (0..200).map(|_| pause_before(failures)).collect();
+            assert!(pauses.iter().all(|pause| pause.as_millis() < most), "{failures}");
+            assert!(pauses.iter().any(|pause| pause.as_millis() > most / 2), "{failures}");
+        }
+    }
+}
