@@ -1,11 +1,12 @@
 # What people and CI run. `make run` and `make test` are all that a newcomer needs.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test model check check-all docs-config loadtest
+.PHONY: help run test model check check-all docs-config image loadtest
 
 CARGO ?= cargo
 # Told to the build, so that `berth --version` names the commit.
 COMMIT := $(shell git rev-parse --short=12 HEAD 2>/dev/null)
+VERSION := $(shell sed -n '/^version/{s/.*"\(.*\)"/\1/p;q}' Cargo.toml)
 DENY_VERSION := 0.20.2
 
 help: ## Print this.
@@ -34,11 +35,19 @@ check: ## All that a change must pass: format, lints, docs, tests, dependencies.
 check-all: check ## That, and what is too long for each change: all other clients, 5 GiB, 200 times kill -9, known vulnerabilities.
 	scripts/setup-check-all
 	$(CARGO) test --release --locked --test clients -- --test-threads=1 --nocapture
+	for over in redis+s3 embedded+s3; do \
+		BERTH_TEST_OVER=$$over $(CARGO) test --locked --test it -- rules_rebuild:: rules_tag:: rules_upload:: || exit; done
 	BERTH_CRASH_ROUNDS=200 $(CARGO) test --locked --test it e2e_crash:: -- --nocapture
 	$(CARGO) deny --locked check advisories
 
 docs-config: ## Write docs/configuration.md from the doc comments of the settings.
 	WRITE_DOCS=1 $(CARGO) test --locked --test it config::the_reference
+
+image: ## Build the container image, for this machine's architecture.
+	$(if $(COMMIT),SOURCE_COMMIT=$(COMMIT)) $(CARGO) build --release --locked
+	scripts/stage-image target/release/berth target/image
+	docker build --tag berth --file infra/Dockerfile --build-arg VERSION=$(VERSION) \
+		--build-arg SOURCE_COMMIT=$(shell git rev-parse HEAD 2>/dev/null) target/image
 
 loadtest: ## Compare Berth with CNCF Distribution on this machine, in some five minutes.
 	$(if $(COMMIT),SOURCE_COMMIT=$(COMMIT)) $(CARGO) build --release --locked

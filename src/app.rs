@@ -310,6 +310,7 @@ fn options(config: &Config) -> Options {
     Options {
         timing: Timing { lease: *index.lease, deadline: *index.write_deadline, margin: *index.margin },
         upload_memory: limits.upload_memory.0.0 as usize,
+        upload_scratch: limits.upload_scratch.clone(),
         blob_size: match *limits.blob_size {
             Ceiling::None => u64::MAX,
             Ceiling::AtMost(size) => size.0,

@@ -155,7 +155,7 @@ impl From<StorageError> for Error {
                 Self::new(Code::Unavailable, "the registry's storage can't be written").because(error)
             }
             StorageError::PartChanged(_) => {
-                Self::new(Code::BlobUploadInvalid, "two requests wrote to this upload at once; start again")
+                Self::new(Code::BlobUploadInvalid, "a part of this upload was overwritten or lost; start again")
                     .because(error)
             }
             StorageError::NotFound(_) => Self::internal(error),

@@ -3,11 +3,10 @@
 //! [`Registry::repository`] is the only way to a bucket or an index from above. What can be done with a
 //! repository is in [`crate::blob`], [`crate::upload`], [`crate::manifest`] and [`crate::tag`].
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::HashMap, path::PathBuf, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use ulid::Ulid;
 
 use crate::{
@@ -17,6 +16,7 @@ use crate::{
     index::{Ask, Batch, Connect, Outcome, Shard, Write},
     oci::{Digest, RepositoryName},
     storage::{Key, StorageError, Store, StoreTime},
+    upload::memory::{Budget, Room},
 };
 
 /// What a registry may use, and how long it keeps things.
@@ -28,6 +28,8 @@ pub struct Options {
     pub shards: u16,
     /// The memory in bytes that uploads may hold, all together; at least two parts of the store.
     pub upload_memory: usize,
+    /// A directory for what that has no room for; without it, uploads wait.
+    pub upload_scratch: Option<PathBuf>,
     /// The largest blob in bytes; the store's own limit holds as well.
     pub blob_size: u64,
     /// The memory in bytes for manifests that were read.
@@ -48,6 +50,7 @@ impl Default for Options {
             timing: Timing::default(),
             shards: 16,
             upload_memory: 256 << 20,
+            upload_scratch: None,
             blob_size: u64::MAX,
             manifest_cache: 64 << 20,
             upload_expiry: Duration::from_secs(24 * 3600),
@@ -96,8 +99,8 @@ pub struct Registry {
     pub(crate) options: Options,
     pub(crate) upload_key: Vec<u8>,
     pub(crate) manifests: ManifestCache,
-    /// A permit is a KiB of memory for uploads.
-    pub(crate) memory: Arc<Semaphore>,
+    /// The memory for uploads.
+    pub(crate) memory: Arc<Budget>,
     /// Wakes the background worker when this process left something for it.
     pub(crate) work: tokio::sync::Notify,
     /// Repositories that are being reconciled by this process.
@@ -132,6 +135,7 @@ impl Registry {
                 "limits.upload_memory must be at least {least} bytes, two parts of the store"
             )));
         }
+        let memory = Budget::open(options.upload_memory, store.part_size(), options.upload_scratch.as_deref())?;
         open_format(&store).await?;
         let leases = Arc::new(Leases::new(Arc::clone(&store), connect, options.timing));
         take_index(&leases, &*store, &options, other).await?;
@@ -145,7 +149,7 @@ impl Registry {
                 options.manifest_cache,
                 BytesOf,
             ),
-            memory: Arc::new(Semaphore::new(options.upload_memory / 1024)),
+            memory,
             work: tokio::sync::Notify::new(),
             reconciling: std::sync::Mutex::default(),
             upload_key,
@@ -156,9 +160,8 @@ impl Registry {
     }
 
     /// Waits for memory to hold a body of `bytes`, out of what uploads may use; it is given back on drop.
-    pub async fn reserve_memory(&self, bytes: usize) -> Result<OwnedSemaphorePermit> {
-        let kib = bytes.div_ceil(1024).min(self.options.upload_memory / 1024) as u32;
-        Arc::clone(&self.memory).acquire_many_owned(kib).await.map_err(Error::internal)
+    pub(crate) async fn reserve_memory(&self, bytes: usize) -> Result<Option<Room>> {
+        self.memory.reserve(bytes).await
     }
 
     /// This replica's right to believe the index.
@@ -364,7 +367,11 @@ async fn take_index(leases: &Arc<Leases>, store: &dyn Store, options: &Options, 
 async fn open_format(store: &Arc<dyn Store>) -> Result<()> {
     match epoch::read_json::<Format>(store, &Key::Format).await {
         Ok(format) => return check_format(format).map(drop),
-        Err(error) if error.code != Code::Unknown || store.stat(&Key::Format).await?.is_some() => return Err(error),
+        Err(error) if error.code != Code::Unknown => return Err(error),
+        // A replica that starts at the same time made it between the two looks.
+        Err(_) if store.stat(&Key::Format).await?.is_some() => {
+            return check_format(epoch::read_json(store, &Key::Format).await?).map(drop);
+        }
         Err(_) => {}
     }
     let mut key = [0_u8; 32];

@@ -7,6 +7,9 @@
 mod closing;
 pub mod id;
 mod intake;
+pub(crate) mod memory;
+mod pending;
+mod scratch;
 
 use base64::{Engine, engine::general_purpose::STANDARD_NO_PAD};
 use serde_json::json;
@@ -22,9 +25,9 @@ use crate::{
     },
     oci::{Algorithm, Digest, Hasher},
     registry::Repository,
-    storage::{Key, read_small},
+    storage::Key,
 };
-use intake::{Intake, Start, Taken};
+use intake::{Head, Intake, Start, Taken};
 
 /// Where an upload stands after a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,14 +91,12 @@ impl Repository {
         algorithm: Algorithm,
         mut body: Incoming,
     ) -> Result<Progress> {
-        let part_size = self.store().part_size();
-        let is_first = self.is_first(id, proof);
-        let memory = body.reserve(&self.registry, part_size, Start::of(is_first)).await?;
-        let head = body.head(part_size).await;
-        if is_first && at.unwrap_or(0) == 0 && head.is_all && head.error.is_none() {
+        let is_first = self.is_first(id, proof) && at.unwrap_or(0) == 0;
+        let mut head = body.head(&self.registry, Start::of(is_first)).await?;
+        if is_first && head.is_all && head.error.is_none() {
             self.refuse_expired(id)?;
-            intake::refuse_larger(head.size as u64, self.registry.options.blob_size)?;
-            let whole = Taken::whole(Hasher::new(algorithm), 0, head.chunks.clone()).await?;
+            intake::refuse_larger(head.pending.size() as u64, self.registry.options.blob_size)?;
+            let whole = Taken::whole(Hasher::new(algorithm), 0, head.pending.bytes().await?).await?;
             if let Some(progress) = self.put_aside_first(id, whole).await? {
                 return Ok(progress);
             }
@@ -106,8 +107,8 @@ impl Repository {
             return Err(out_of_order(offset));
         }
         let intake = match &stored {
-            Some(stored) => self.resume(id, proof, stored, algorithm, !head.is_empty(), memory).await?,
-            None => Intake::new(self, id, Hasher::new(algorithm), memory),
+            Some(stored) => self.resume(id, proof, stored, algorithm, &head).await?,
+            None => Intake::new(self, id, Hasher::new(algorithm)),
         };
         let taken = intake.take_all(head, body).await?;
         let (broke_off, recorded, parts) = (taken.error.clone(), taken.recorded.clone(), taken.parts.clone());
@@ -163,22 +164,21 @@ impl Repository {
         }
     }
 
-    /// Takes an upload up where it stands. The bytes that were put aside are only read if `more` come.
+    /// Takes an upload up where it stands. The bytes that were put aside are only read if more come.
     async fn resume<'a>(
         &'a self,
         id: &'a UploadId,
         proof: Option<&Proof>,
         stored: &Stored,
         algorithm: Algorithm,
-        more: bool,
-        memory: intake::Memory,
+        head: &Head,
     ) -> Result<Intake<'a>> {
         self.confirm_aside(id, stored, proof).await?;
-        let aside = match &stored.open.aside {
-            Some(aside) if more => Some(read_small(self.store(), &Key::Data(aside.data), aside.size as usize).await?),
-            _ => None,
-        };
-        Ok(Intake::resumed(self, id, stored.hasher(algorithm)?, &stored.open, stored.value.clone(), aside, memory))
+        let mut intake = Intake::resumed(self, id, stored.hasher(algorithm)?, &stored.open, stored.value.clone());
+        if let Some(aside) = stored.open.aside.as_ref().filter(|_| !head.is_empty()) {
+            intake.read_back(aside, head).await?;
+        }
+        Ok(intake)
     }
 
     /// Puts what is behind the last whole part where another request can take it up, and notes it.

@@ -8,6 +8,7 @@ mod config;
 mod configure_docker;
 pub mod credential;
 mod desk;
+mod health;
 mod index;
 mod inspect;
 mod keys;
@@ -92,6 +93,8 @@ enum Command {
     Inspect(inspect::Arguments),
     /// Have Docker log in to registries through docker-credential-berth, which must be in the PATH.
     ConfigureDocker(configure_docker::Arguments),
+    /// Ask the server that runs here whether it is ready: exit status 0 if it is.
+    Health,
     /// Print a completion script for a shell, such as: berth completions bash > /etc/bash_completion.d/berth
     Completions {
         /// The shell.
@@ -131,6 +134,9 @@ enum Failure {
     /// The rebuild left out what isn't whole.
     #[error("{0} things in the bucket lack what they need and were left out; each has a line above")]
     Dangling(usize),
+    /// The server that runs here wants no requests, or none runs.
+    #[error("not ready: {0}")]
+    NotReady(String),
     /// Somebody asked twice to stop, and requests were still running.
     #[error("stopped at once, at the second signal")]
     Forced,
@@ -150,6 +156,7 @@ impl Failure {
             | Self::Refused(_)
             | Self::Disagree(_)
             | Self::Dangling(_)
+            | Self::NotReady(_)
             | Self::Forced
             | Self::Io(_) => ExitCode::FAILURE,
         }
@@ -202,6 +209,7 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Access(command) => access::run(&command, args),
         Command::Keys(command) => keys::run(&command, || load(args)),
         Command::Index(command) => index::run(&command, load(args)?),
+        Command::Health => health::run(&load(args)?.config),
         Command::Inspect(arguments) => inspect::run(&arguments, args),
         Command::ConfigureDocker(arguments) => configure_docker::run(&arguments),
         Command::Completions { shell } => completions(shell),

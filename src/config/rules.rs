@@ -17,9 +17,6 @@ use super::{
 const SHORTEST_TOKEN: Duration = Duration::from_secs(60);
 const LONGEST_TOKEN: Duration = Duration::from_secs(24 * 3600);
 
-/// The smallest part of a multipart upload that S3 takes, but for the last.
-const SMALLEST_PART: Size = Size(5 << 20);
-
 /// How long a URL for a redirect may live. Below ten seconds a slow client would find it dead; seven days is the
 /// most that S3 signs for: <https://docs.aws.amazon.com/AmazonS3/latest/API/sigv4-query-string-auth.html>.
 const REDIRECT_TTL: RangeInclusive<Duration> = Duration::from_secs(10)..=Duration::from_secs(7 * 24 * 3600);
@@ -225,13 +222,17 @@ fn check_redirect(config: &Config, sources: &Sources) -> Result<(), ConfigError>
     }
 }
 
+/// Two parts, of the size that the store's blobs are cut into: one is put while the next comes in.
 fn check_upload_memory(config: &Config, sources: &Sources) -> Result<(), ConfigError> {
+    let (least, allowed) = match *config.storage.url {
+        StorageUrl::File(_) => (Size(8 << 20), "want at least \"8MiB\", two parts of a blob in a directory"),
+        StorageUrl::S3 { .. } => (Size(32 << 20), "want at least \"32MiB\", two parts of a blob in S3"),
+    };
     let memory = *config.limits.upload_memory;
-    if memory >= SMALLEST_PART {
+    if memory >= least {
         return Ok(());
     }
-    let found = format!("found \"{}\"", memory.write());
-    refuse(sources, "limits.upload_memory", found, "want at least \"5MiB\", the smallest part that S3 takes")
+    refuse(sources, "limits.upload_memory", format!("found \"{}\"", memory.write()), allowed)
 }
 
 /// Where to listen when only `PORT` says so. A platform that sets it sends its requests from outside; but as

@@ -396,9 +396,14 @@ pub struct Limits {
     pub connections: NonZeroU32,
     /// How many requests are in flight at once.
     pub requests: NonZeroU32,
-    /// How much memory all uploads together use for bytes on their way to the bucket. At least `5MiB`, the
-    /// smallest part that S3 takes.
+    /// How much memory all uploads together use for bytes on their way to the bucket, beside 64 KiB for each.
+    /// At least two parts: `32MiB` for S3, `8MiB` for a directory.
     pub upload_memory: Text<Size>,
+    /// A directory, made if it is missing, for bytes on their way to the bucket that `limits.upload_memory` has no
+    /// room for: at most one part (16 MiB for S3) of each upload in progress. A client that sends slowly then keeps
+    /// no memory from the others. Without it uploads wait for each other's memory, the slow ones first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub upload_scratch: Option<PathBuf>,
     /// The largest blob that may be pushed.
     pub blob_size: Text<Ceiling>,
     /// How long a client may take to send the head of a request.
@@ -537,6 +542,7 @@ impl Default for Limits {
             connections: CONNECTIONS,
             requests: REQUESTS,
             upload_memory: mebibytes(256),
+            upload_scratch: None,
             blob_size: Text(Ceiling::None),
             header_timeout: seconds(10),
             idle_timeout: seconds(75),

@@ -56,8 +56,9 @@ pub enum StorageError {
     /// The deadline had passed before the store took the request; nothing happened, and nothing will.
     #[error("the deadline for {0} had passed")]
     TooLate(String),
-    /// A part was overwritten by another request since it was put: the upload can't be completed.
-    #[error("a part of {0} was overwritten by another request")]
+    /// A part is no longer what it was when it was put, since another request overwrote it, or the machine of a
+    /// local directory went down: the upload can't be completed.
+    #[error("a part of {0} was overwritten or lost")]
     PartChanged(String),
     /// No room left: a full disk, or an exceeded quota.
     #[error("no space left for {0}")]
@@ -150,8 +151,9 @@ pub trait Store: fmt::Debug + Send + Sync {
     /// Begins an upload in parts that will end at `key`. Nothing is readable there until it is completed.
     async fn begin(&self, key: &Key) -> Result<MultipartId, StorageError>;
 
-    /// Puts part `number`, counted from 0; every part but the last is [`Store::part_size`] bytes. The same
-    /// number put again replaces the part. Parts may be put side by side, and by several processes.
+    /// Puts part `number`, counted from 0; every part but the last is [`Store::part_size`] bytes. It is durable
+    /// once the upload is completed; if it was lost before, completing says so. The same number put again replaces
+    /// the part. Parts may be put side by side, and by several processes.
     async fn put_part(
         &self,
         key: &Key,

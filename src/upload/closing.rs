@@ -61,12 +61,11 @@ impl Repository {
         digest: &Digest,
         mut body: Incoming,
     ) -> Result<Blob> {
-        let part_size = self.store().part_size();
         let attempt = self.attempt();
-        let is_first = self.is_first(id, proof);
-        let memory = body.reserve(&self.registry, part_size, Start::of(is_first)).await?;
-        let opening = self.open_attempt(id, attempt, digest, is_first && at.unwrap_or(0) == 0);
-        let (opened, hint, head) = futures_util::join!(opening, self.hint(digest), body.head(part_size));
+        let is_first = self.is_first(id, proof) && at.unwrap_or(0) == 0;
+        let opening = self.open_attempt(id, attempt, digest, is_first);
+        let head = body.head(&self.registry, Start::of(is_first));
+        let (opened, hint, head) = futures_util::join!(opening, self.hint(digest), head);
         // Without a hint the bytes are stored once more, no worse.
         let hint = hint.ok().flatten();
         let closing = Closing {
@@ -85,7 +84,10 @@ impl Repository {
                 if at.is_some_and(|at| at != stored.open.offset) {
                     Err(out_of_order(stored.open.offset))
                 } else {
-                    closing.close(stored, has_link, head, body, memory).await
+                    match head {
+                        Ok(head) => closing.close(stored, has_link, head, body).await,
+                        Err(error) => Err(error),
+                    }
                 }
             }
         };
@@ -135,23 +137,13 @@ impl Repository {
 }
 
 impl Closing<'_> {
-    async fn close(
-        &self,
-        stored: Stored,
-        has_link: bool,
-        head: Head,
-        body: Incoming,
-        memory: intake::Memory,
-    ) -> Result<Blob> {
+    async fn close(&self, stored: Stored, has_link: bool, head: Head, body: Incoming) -> Result<Blob> {
         let is_large = !head.is_all && stored.open.offset == 0;
         let early = is_large
             && !has_link
             && self.hint.as_ref().is_some_and(|hint| body.length.is_none_or(|length| length == hint.size));
         let is_there = (is_large && has_link) || (early && self.join().await?);
-        let mut intake = self
-            .repository
-            .resume(self.id, self.proof, &stored, self.digest.algorithm(), !head.is_empty(), memory)
-            .await?;
+        let mut intake = self.repository.resume(self.id, self.proof, &stored, self.digest.algorithm(), &head).await?;
         if is_there {
             intake = intake.discarding();
         }

@@ -1,21 +1,24 @@
 //! Taking a body in: hashed as it comes, cut into parts, put while the next part arrives.
 //!
-//! Memory is one part, or two where the budget has room, whatever the body's size. Hashing is done on the
-//! blocking pool, in part-sized pieces.
+//! At any time there are two parts at most: the one that is being put, and what has come of the next (see
+//! [`super::pending`] for where that is). Hashing is done on the blocking pool, in part-sized pieces.
 
-use std::pin::Pin;
-use std::sync::Arc;
+use std::{
+    pin::Pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
-use futures_util::{Stream, StreamExt};
-use tokio::{sync::OwnedSemaphorePermit, task::JoinHandle};
+use futures_util::{Stream, StreamExt, TryStreamExt};
+use tokio::task::JoinHandle;
 
-use super::UploadId;
+use super::{UploadId, memory::Pace, pending::Pending};
 use crate::{
     error::{Code, Error, Result},
     index::{
         Batch, Check, Outcome, Write,
-        facts::{OpenUpload, PartsUpload, UploadState},
+        facts::{Aside, OpenUpload, PartsUpload, UploadState},
     },
     oci::Hasher,
     registry::{Registry, Repository},
@@ -33,22 +36,12 @@ pub struct Incoming {
     pub length: Option<u64>,
 }
 
-/// The memory that an upload may use, given back when dropped.
-pub(crate) struct Memory {
-    /// Shared with a part on its way, which outlives a request that is given up.
-    held: Arc<OwnedSemaphorePermit>,
-    /// Whether that is enough for two parts.
-    for_two: bool,
-    part_size: usize,
-    registry: Arc<Registry>,
-}
-
-/// Whether the bytes that an upload has put aside may have to be read back.
+/// Whether more can be expected of a body than the bytes of a new upload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Start {
-    /// The upload is new.
+    /// The upload is new: its first part begins with this body.
     First,
-    /// It may have up to a part aside.
+    /// It may have up to a part aside, which comes before.
     Resumed,
 }
 
@@ -60,15 +53,43 @@ impl Start {
 
 /// The first of a body: all of it, where it is no more than a part.
 pub(super) struct Head {
-    pub(super) chunks: Chunks,
-    pub(super) size: usize,
+    pub(super) pending: Pending,
+    /// What came behind that.
+    next: Bytes,
     pub(super) is_all: bool,
     pub(super) error: Option<Error>,
+    meter: Meter,
 }
 
 impl Head {
     pub(super) fn is_empty(&self) -> bool {
-        self.size == 0
+        self.pending.size() == 0 && self.next.is_empty()
+    }
+}
+
+/// What a body has sent so far, and for how long it was waited for.
+#[derive(Clone, Copy, Debug, Default)]
+struct Meter {
+    received: u64,
+    waited: Duration,
+}
+
+impl Meter {
+    async fn next(&mut self, body: &mut Incoming) -> Option<std::result::Result<Bytes, String>> {
+        let asked = Instant::now();
+        let chunk = body.stream.next().await?;
+        if let Ok(chunk) = &chunk {
+            // The first bytes may be a round trip behind the head.
+            if self.received > 0 {
+                self.waited += asked.elapsed();
+            }
+            self.received += chunk.len() as u64;
+        }
+        Some(chunk)
+    }
+
+    fn pace(self, part_size: usize) -> Pace {
+        Pace::of(self.received, self.waited, part_size)
     }
 }
 
@@ -85,57 +106,35 @@ impl Incoming {
         Self { stream: Box::pin(futures_util::stream::iter([Ok(bytes)])), length }
     }
 
-    /// Waits for the memory that the body needs: itself, or one part where it is longer or doesn't say;
-    /// and room for what was put aside. All at once, so that no two requests ever wait for each other.
-    pub(super) fn reserve(
-        &self,
-        registry: &Arc<Registry>,
-        part_size: usize,
-        start: Start,
-    ) -> impl Future<Output = Result<Memory>> + Send + use<> {
-        let body = self.length.map_or(part_size, |length| length.min(part_size as u64) as usize);
-        let aside = if start == Start::Resumed && body > 0 { part_size } else { 0 };
-        let permits = (body + aside).div_ceil(1024) as u32;
-        let for_two = body + aside >= 2 * part_size;
-        let registry = Arc::clone(registry);
-        async move {
-            let held = Arc::clone(&registry.memory).acquire_many_owned(permits).await.map_err(Error::internal)?;
-            Ok(Memory { held: Arc::new(held), for_two, part_size, registry })
-        }
-    }
-
-    /// Reads up to one part.
-    pub(super) async fn head(&mut self, part_size: usize) -> Head {
-        let mut head = Head { chunks: Vec::new(), size: 0, is_all: false, error: None };
-        while head.size <= part_size {
-            match self.stream.next().await {
-                Some(Ok(chunk)) => {
-                    head.size += chunk.len();
-                    head.chunks.push(chunk);
+    /// Reads up to one part of a new upload; of any other no more than comes at once, as something may have to be
+    /// put before it.
+    pub(super) async fn head(&mut self, registry: &Registry, start: Start) -> Result<Head> {
+        let part_size = registry.store.part_size();
+        let pending = Pending::new(Arc::clone(&registry.memory), part_size);
+        let mut head = Head { pending, next: Bytes::new(), is_all: false, error: None, meter: Meter::default() };
+        while head.next.is_empty() {
+            match head.meter.next(self).await {
+                Some(Ok(chunk)) if start == Start::First && chunk.len() <= head.pending.space() => {
+                    head.pending.push(&chunk, head.meter.pace(part_size)).await?;
                 }
+                Some(Ok(chunk)) => head.next = chunk,
                 Some(Err(why)) => {
                     head.error = Some(broke_off(&why));
-                    return head;
+                    break;
                 }
                 None => {
                     head.is_all = true;
-                    head.error = self
-                        .length
-                        .filter(|&length| length != head.size as u64)
-                        .map(|_| broke_off("shorter than it said"));
-                    return head;
+                    head.error = self.shorter_than(head.meter.received);
+                    break;
                 }
             }
         }
-        head
+        Ok(head)
     }
-}
 
-impl Memory {
-    /// Room for a second part, if there is some: without it, the next part waits until this one is put.
-    fn another(&self) -> Option<OwnedSemaphorePermit> {
-        let permits = self.part_size.div_ceil(1024) as u32;
-        Arc::clone(&self.registry.memory).try_acquire_many_owned(permits).ok()
+    /// What is wrong with a body that ended after so many bytes.
+    fn shorter_than(&self, received: u64) -> Option<Error> {
+        self.length.filter(|&length| length != received).map(|_| broke_off("shorter than it said"))
     }
 }
 
@@ -163,7 +162,6 @@ pub(super) struct Taken {
     pub(super) recorded: Option<Bytes>,
     /// Why the body broke off, if it did.
     pub(super) error: Option<Error>,
-    _memory: Option<Memory>,
 }
 
 impl Taken {
@@ -179,7 +177,6 @@ impl Taken {
             rest_size: size,
             recorded: None,
             error: None,
-            _memory: None,
         })
     }
 }
@@ -199,19 +196,17 @@ pub(super) struct Intake<'a> {
     offset: u64,
     parts: Option<PartsUpload>,
     began_parts: bool,
-    pending: Chunks,
-    pending_size: usize,
+    pending: Pending,
     /// How many of the pending bytes, at their beginning, are in the hash already.
     pending_hashed: usize,
     putting: Option<Putting>,
-    second: Option<OwnedSemaphorePermit>,
     error: Option<Error>,
-    memory: Memory,
 }
 
 impl<'a> Intake<'a> {
     /// For an upload of which nothing is known.
-    pub(super) fn new(repository: &'a Repository, id: &'a UploadId, hasher: Hasher, memory: Memory) -> Self {
+    pub(super) fn new(repository: &'a Repository, id: &'a UploadId, hasher: Hasher) -> Self {
+        let part_size = repository.store().part_size();
         Self {
             repository,
             id,
@@ -221,40 +216,52 @@ impl<'a> Intake<'a> {
             offset: 0,
             parts: None,
             began_parts: false,
-            pending: Vec::new(),
-            pending_size: 0,
+            pending: Pending::new(Arc::clone(&repository.registry.memory), part_size),
             pending_hashed: 0,
             putting: None,
-            second: None,
             error: None,
-            memory,
         }
     }
 
-    /// From where `open` stands, with the bytes that were put aside. Where they are given, more bytes come,
-    /// and the part that they were the short end of is put again when it is whole.
+    /// From where `open` stands.
     pub(super) fn resumed(
         repository: &'a Repository,
         id: &'a UploadId,
         hasher: Hasher,
         open: &OpenUpload,
         value: Bytes,
-        aside: Option<Bytes>,
-        memory: Memory,
     ) -> Self {
-        let mut intake = Self::new(repository, id, hasher, memory);
+        let mut intake = Self::new(repository, id, hasher);
         intake.offset = open.offset;
         intake.parts = open.parts.clone();
+        intake.pending = Pending::new(Arc::clone(&repository.registry.memory), intake.part_size());
         intake.recorded = Some((open.clone(), value));
-        if let Some(aside) = aside {
-            if let Some(parts) = &mut intake.parts {
-                parts.parts.truncate(((open.offset - aside.len() as u64) / parts.part_size as u64) as usize);
-            }
-            intake.pending_size = aside.len();
-            intake.pending_hashed = aside.len();
-            intake.pending.push(aside);
-        }
         intake
+    }
+
+    /// Reads back the bytes that were put aside, as more come behind them: the part that they are the short end of
+    /// will be put again when it is whole.
+    pub(super) async fn read_back(&mut self, aside: &Aside, head: &Head) -> Result<()> {
+        self.pending.share(head.pending.lane());
+        if let Some(parts) = &mut self.parts {
+            parts.parts.truncate(((self.offset - aside.size) / parts.part_size as u64) as usize);
+        }
+        if aside.size == 0 {
+            return Ok(());
+        }
+        let mut stored = self.repository.store().read(&Key::Data(aside.data), None).await?;
+        while let Some(chunk) = stored.try_next().await? {
+            if chunk.len() > self.pending.space() {
+                return Err(Error::internal("more is put aside than was"));
+            }
+            // Nothing is known of this request's client yet.
+            self.pending.push(&chunk, Pace::Slow).await?;
+        }
+        if self.pending.size() as u64 != aside.size {
+            return Err(Error::internal("less is put aside than was"));
+        }
+        self.pending_hashed = self.pending.size();
+        Ok(())
     }
 
     /// Only hashes what comes.
@@ -264,7 +271,7 @@ impl<'a> Intake<'a> {
     }
 
     fn part_size(&self) -> usize {
-        self.parts.as_ref().map_or(self.memory.part_size, |parts| parts.part_size)
+        self.parts.as_ref().map_or_else(|| self.repository.store().part_size(), |parts| parts.part_size)
     }
 
     /// Takes the whole body, and hashes it to its end. A body that breaks off is no failure here: what came
@@ -285,48 +292,49 @@ impl<'a> Intake<'a> {
     }
 
     async fn take(&mut self, head: Head, mut body: Incoming) -> Result<()> {
-        let mut received = head.size as u64;
-        for chunk in head.chunks {
-            self.push(chunk).await?;
+        let Head { mut pending, next, is_all, error, mut meter } = head;
+        let part_size = self.part_size();
+        if self.pending.size() == 0 && pending.size() <= part_size {
+            self.offset += pending.size() as u64;
+            self.check_size()?;
+            self.pending = pending;
+        } else {
+            let (chunks, lane) = (pending.bytes().await?, pending.lane());
+            pending.clear();
+            for chunk in chunks {
+                self.pending.share(lane.clone());
+                self.push(chunk, meter.pace(part_size)).await?;
+            }
         }
-        self.error = head.error;
-        if head.is_all || self.error.is_some() {
+        self.push(next, meter.pace(part_size)).await?;
+        self.error = error;
+        if is_all || self.error.is_some() {
             return Ok(());
         }
-        while let Some(chunk) = body.stream.next().await {
+        while let Some(chunk) = meter.next(&mut body).await {
             match chunk {
-                Ok(chunk) => {
-                    received += chunk.len() as u64;
-                    self.push(chunk).await?;
-                }
+                Ok(chunk) => self.push(chunk, meter.pace(part_size)).await?,
                 Err(why) => {
                     self.error = Some(broke_off(&why));
                     return Ok(());
                 }
             }
         }
-        if body.length.is_some_and(|length| length != received) {
-            self.error = Some(broke_off("shorter than it said"));
-        }
+        self.error = body.shorter_than(meter.received);
         Ok(())
     }
 
-    async fn push(&mut self, mut chunk: Bytes) -> Result<()> {
+    /// Takes bytes behind the pending ones. A part is put when it is known that more comes, since the last one
+    /// may be the end of the body.
+    async fn push(&mut self, mut chunk: Bytes, pace: Pace) -> Result<()> {
         self.offset += chunk.len() as u64;
         self.check_size()?;
-        while self.pending_size + chunk.len() > self.part_size() {
-            let room = self.part_size() - self.pending_size;
-            if room > 0 {
-                self.pending.push(chunk.split_to(room));
-                self.pending_size += room;
-            }
+        while chunk.len() > self.pending.space() {
+            let fits = chunk.split_to(self.pending.space());
+            self.pending.push(&fits, pace).await?;
             self.put_part().await?;
         }
-        if !chunk.is_empty() {
-            self.pending_size += chunk.len();
-            self.pending.push(chunk);
-        }
-        Ok(())
+        self.pending.push(&chunk, pace).await
     }
 
     fn check_size(&self) -> Result<()> {
@@ -338,30 +346,18 @@ impl<'a> Intake<'a> {
     async fn put_part(&mut self) -> Result<()> {
         self.begin_parts().await?;
         self.wait().await?;
-        let hasher = self.hasher.take().ok_or_else(|| Error::internal("a hash is missing"))?;
-        let chunks = std::mem::take(&mut self.pending);
+        let chunks = self.pending.take().await?;
         let hashed = std::mem::take(&mut self.pending_hashed);
-        self.pending_size = 0;
+        let hasher = self.hasher.take().ok_or_else(|| Error::internal("a hash is missing"))?;
         let target = self.parts.clone().filter(|_| self.keep == Keep::All);
         let store = Arc::clone(self.repository.store());
-        let held = Arc::clone(&self.memory.held);
         self.putting = Some(tokio::spawn(async move {
-            let _held = held;
             let hasher = hash(hasher, behind(&chunks, hashed)).await?;
             let Some(parts) = target else { return Ok((hasher, None)) };
             let key = Key::Data(parts.data);
             let part = store.put_part(&key, &parts.id, parts.parts.len(), parts.part_size, chunks).await?;
             Ok((hasher, Some(part)))
         }));
-        if self.memory.for_two {
-            return Ok(());
-        }
-        if self.second.is_none() {
-            self.second = self.memory.another();
-        }
-        if self.second.is_none() {
-            self.wait().await?;
-        }
         Ok(())
     }
 
@@ -389,7 +385,7 @@ impl<'a> Intake<'a> {
         let repository = self.repository;
         let data = repository.fresh_data();
         let id = repository.store().begin(&Key::Data(data)).await?;
-        let parts = PartsUpload { data, id, part_size: self.memory.part_size, parts: Vec::new() };
+        let parts = PartsUpload { data, id, part_size: self.part_size(), parts: Vec::new() };
         let upload = repository.lease.names.upload(self.id.ulid);
         let (open, check) = match &self.recorded {
             Some((open, value)) => (open.clone(), Check::Equals(upload.clone(), value.clone())),
@@ -423,11 +419,11 @@ impl<'a> Intake<'a> {
     /// All that was taken in, hashed to its end.
     async fn finish(mut self) -> Result<Taken> {
         let hasher = self.hasher.take().ok_or_else(|| Error::internal("a hash is missing"))?;
-        let hasher = hash(hasher, behind(&self.pending, self.pending_hashed)).await?;
-        let (rest, rest_size) = match self.keep {
-            Keep::All => (self.pending, self.pending_size as u64),
-            Keep::Nothing => (Vec::new(), 0),
-        };
+        let (mut rest, mut rest_size) = (self.pending.bytes().await?, self.pending.size() as u64);
+        let hasher = hash(hasher, behind(&rest, self.pending_hashed)).await?;
+        if self.keep == Keep::Nothing {
+            (rest, rest_size) = (Chunks::new(), 0);
+        }
         Ok(Taken {
             hasher,
             offset: self.offset,
@@ -436,7 +432,6 @@ impl<'a> Intake<'a> {
             rest_size,
             recorded: self.recorded.map(|(_, value)| value),
             error: self.error,
-            _memory: Some(self.memory),
         })
     }
 

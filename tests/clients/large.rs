@@ -1,8 +1,7 @@
-//! A blob as large as any that people push, through a server that may hold little of it.
+//! A blob as large as any that people push, and many at once, through a server that may hold little of them.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
-    fs,
     sync::{Arc, Mutex},
     time::Instant,
 };
@@ -14,21 +13,15 @@ use sha2::{Digest, Sha256};
 use crate::{
     berth::Berth,
     e2e_client::{closing, hex, noise},
+    many_pushes::{Pushes, most_memory},
     tool::Timed,
 };
 
 const PIECE: usize = 1 << 20;
 /// Five gibibytes in all, which is also where S3's single PUT ends.
 const PIECES: u64 = 5 << 10;
-/// The most that the server may ever hold, in bytes.
-const MEMORY: u64 = 64 << 20;
-
-/// The most memory that the server ever held, in bytes.
-fn most_memory(berth: &Berth) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{}/status", berth.pid().as_raw_nonzero())).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-    line.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() << 10
-}
+/// The most that the server may ever hold, in MiB, beside the budget of uploads where that is used up.
+const MEMORY: u64 = 64;
 
 /// A rate in MiB/s, and then the time starts anew.
 fn rate(since: &mut Instant) -> u64 {
@@ -64,6 +57,14 @@ async fn five_gibibytes_are_pushed_and_pulled_in_little_memory() {
     }
     assert_eq!(digest, format!("sha256:{}", hex(&pulled.finalize())));
     let most = most_memory(&berth);
-    println!("5 GiB: pushed at {pushed} MiB/s, pulled at {} MiB/s, held {} MiB at most", rate(&mut since), most >> 20);
-    assert!(most < MEMORY, "{most} bytes");
+    println!("5 GiB: pushed at {pushed} MiB/s, pulled at {} MiB/s, held {most} MiB at most", rate(&mut since));
+    assert!(most < MEMORY, "{most} MiB");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hundred_gibibytes_are_pushed_at_once_within_the_budget() {
+    let _timed = Timed::of("100 pushes of 1 GiB at once");
+    let pushes = Pushes { count: 100, mebibytes: 1024, budget: 256, scratch: None };
+    let most = pushes.most_memory().await;
+    assert!(most < 256 + MEMORY, "{most} MiB");
 }

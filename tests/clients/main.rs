@@ -4,6 +4,7 @@
 //! test; each prints which version it was and how long it took.
 
 mod buildkit;
+mod compose;
 mod containerd;
 mod cosign;
 mod distribution;
@@ -19,11 +20,18 @@ mod authority;
 #[expect(dead_code, reason = "the other tests use the rest of it")]
 #[path = "../it/berth.rs"]
 mod berth;
+#[path = "../it/discarding_s3.rs"]
+mod discarding_s3;
+#[expect(dead_code, reason = "the other tests use the rest of it")]
+#[path = "../it/docker_daemon.rs"]
+mod docker_daemon;
 #[expect(dead_code, reason = "the other tests use the rest of it")]
 #[path = "../it/e2e_client.rs"]
 mod e2e_client;
 #[expect(dead_code, reason = "the other tests use the rest of it")]
 #[path = "../it/issuer.rs"]
 mod issuer;
+#[path = "../it/many_pushes.rs"]
+mod many_pushes;
 #[path = "../it/strace.rs"]
 mod strace;

@@ -102,7 +102,7 @@ impl Tool {
 }
 
 /// Where a program is.
-fn find(name: &str) -> Option<PathBuf> {
+pub(crate) fn find(name: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     // Daemons live in sbin, which an ordinary user's PATH may lack.
     let directories = [PathBuf::from(TOOLS)].into_iter().chain(env::split_paths(&path)).chain(["/usr/sbin".into()]);

@@ -17,8 +17,8 @@ use tempfile::TempDir;
 
 use crate::{
     berth::{Berth, Setup, fails, free_port, run},
+    docker_daemon::Daemon,
     e2e_client::{Answer, Client},
-    e2e_docker::Daemon,
     e2e_tools::Tool,
     redis_server, s3_server,
 };

@@ -200,8 +200,13 @@ fn each_mistake_is_one_line() {
         ),
         (
             "",
-            &[("BERTH_LIMITS__UPLOAD_MEMORY", "1MiB")],
-            "limits.upload_memory (BERTH_LIMITS__UPLOAD_MEMORY): found \"1MiB\"; want at least \"5MiB\", the smallest part that S3 takes",
+            &[("BERTH_LIMITS__UPLOAD_MEMORY", "7MiB")],
+            "limits.upload_memory (BERTH_LIMITS__UPLOAD_MEMORY): found \"7MiB\"; want at least \"8MiB\", two parts of a blob in a directory",
+        ),
+        (
+            "storage.url = \"s3://bucket\"\nindex.url = \"redis://r\"\n",
+            &[("BERTH_LIMITS__UPLOAD_MEMORY", "31MiB")],
+            "limits.upload_memory (BERTH_LIMITS__UPLOAD_MEMORY): found \"31MiB\"; want at least \"32MiB\", two parts of a blob in S3",
         ),
         (
             "",

@@ -1,6 +1,6 @@
 //! What the distribution spec asks of a registry, group by group as its conformance suite tests it, in our
-//! own words: through the router in this process, over the embedded index and a directory, and over Redis and
-//! an S3 server, where the bytes of blobs are then fetched.
+//! own words: through the router in this process, over the embedded index and a directory, and over an S3 server
+//! with Redis and with the embedded index, where the bytes of blobs are then fetched.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use berth::{
@@ -22,8 +22,8 @@ const EMPTY: &str = "application/vnd.oci.empty.v1+json";
 const R: &str = "suite/main";
 
 /// A registry in this process, without a socket.
-pub(crate) async fn open(settings: &[(&str, &str)]) -> (App, Client) {
-    let settings = settings.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+pub(crate) async fn open(settings: &[(&str, impl AsRef<str>)]) -> (App, Client) {
+    let settings = settings.iter().map(|(key, value)| ((*key).to_owned(), value.as_ref().to_owned()));
     let loaded = Config::load(LoadArgs::default(), settings).unwrap();
     let app = App::open(loaded.config, OtherIndex::Refuse).await.unwrap();
     // What the background does at a start: the catalog waits for it.
@@ -32,22 +32,20 @@ pub(crate) async fn open(settings: &[(&str, &str)]) -> (App, Client) {
     (app, client)
 }
 
-/// Runs the same checks over both kinds of store and index.
-async fn over_both(check: impl AsyncFn(Client)) {
+/// Runs the same checks over each pair of store and index that is served.
+async fn over_all(check: impl AsyncFn(Client)) {
     let directory = TempDir::new().unwrap();
     let url = format!("file:{}", directory.path().display());
-    let (_app, client) = open(&[("BERTH_STORAGE__URL", &url), ("BERTH_STORAGE__SYNC", "false")]).await;
+    let (_app, client) = open(&[("BERTH_STORAGE__URL", url.as_str()), ("BERTH_STORAGE__SYNC", "false")]).await;
     check(client).await;
-    let (s3, redis) = (s3_server::start().await, redis_server::start().await);
-    let (_app, client) = open(&[
-        ("BERTH_STORAGE__URL", &format!("s3://{}/registry", s3.bucket)),
-        ("BERTH_STORAGE__S3__ENDPOINT", &s3.endpoint),
-        ("BERTH_STORAGE__S3__REGION", "us-east-1"),
-        ("BERTH_STORAGE__S3__ACCESS_KEY_ID", &s3.access_key),
-        ("BERTH_STORAGE__S3__SECRET_ACCESS_KEY", &s3.secret_key),
-        ("BERTH_INDEX__URL", &redis.url()),
-    ])
-    .await;
+    let (shared, redis) = (s3_server::start().await, redis_server::start().await);
+    let settings = [shared.settings(), vec![("BERTH_INDEX__URL", redis.url())]].concat();
+    let (_app, client) = open(&settings).await;
+    check(client).await;
+    let (alone, index) = (s3_server::start().await, TempDir::new().unwrap());
+    let index = format!("embedded:{}", index.path().display());
+    let settings = [alone.settings(), vec![("BERTH_INDEX__URL", index), ("BERTH_STORAGE__SYNC", "false".to_owned())]];
+    let (_app, client) = open(&settings.concat()).await;
     check(client).await;
 }
 
@@ -80,7 +78,7 @@ fn digests(bytes: &[u8]) -> [String; 2] {
 
 #[tokio::test]
 async fn ping() {
-    over_both(async |client| {
+    over_all(async |client| {
         for path in ["/v2", "/v2/"] {
             client.get(path).await.expect(200);
         }
@@ -90,7 +88,7 @@ async fn ping() {
 
 #[tokio::test]
 async fn empty_and_missing() {
-    over_both(async |client| {
+    over_all(async |client| {
         client.get(&format!("/v2/{R}/tags/list")).await.expect_error(404, "NAME_UNKNOWN");
         let referrers = client.get(&format!("/v2/{R}/referrers/{}", sha256(b"x"))).await.expect(200);
         assert_eq!(referrers.header("content-type"), INDEX);
@@ -108,7 +106,7 @@ async fn empty_and_missing() {
 
 #[tokio::test]
 async fn invalid_digest_format() {
-    over_both(async |client| {
+    over_all(async |client| {
         for digest in ["sha256:abc", "sha256:", "baddigeststring:x", "sha1:da39a3ee5e6b4b0d3255bfef95601890afd80709"] {
             let close = closing(&client.start_upload(R).await, digest);
             client.send("PUT", &close, &[], "x").await.expect_error(400, "DIGEST_INVALID");
@@ -122,7 +120,7 @@ async fn invalid_digest_format() {
 
 #[tokio::test]
 async fn blob_post_only() {
-    over_both(async |client| {
+    over_all(async |client| {
         let bytes = noise(1, 3000);
         for digest in digests(&bytes) {
             let path = format!("/v2/{R}/blobs/uploads/?digest={digest}");
@@ -137,7 +135,7 @@ async fn blob_post_only() {
 
 #[tokio::test]
 async fn blob_post_put() {
-    over_both(async |client| {
+    over_all(async |client| {
         for bytes in [noise(2, 3000), Bytes::new(), Bytes::from_static(b"{}")] {
             for digest in digests(&bytes) {
                 let close = closing(&client.start_upload(R).await, &digest);
@@ -152,7 +150,7 @@ async fn blob_post_put() {
 
 #[tokio::test]
 async fn blob_chunked() {
-    over_both(async |client| {
+    over_all(async |client| {
         let bytes = noise(3, 3000);
         for (digest, algorithm) in digests(&bytes).into_iter().zip(["", "?digest-algorithm=sha512"]) {
             // One chunk; several; and the last of them in the closing request.
@@ -184,7 +182,7 @@ async fn blob_chunked() {
 
 #[tokio::test]
 async fn blob_chunked_out_of_order() {
-    over_both(async |client| {
+    over_all(async |client| {
         let bytes = noise(4, 3000);
         for digest in digests(&bytes) {
             let location = client.start_upload(R).await;
@@ -216,7 +214,7 @@ async fn blob_chunked_out_of_order() {
 
 #[tokio::test]
 async fn blob_stream() {
-    over_both(async |client| {
+    over_all(async |client| {
         let bytes = noise(5, 300_000);
         for digest in digests(&bytes) {
             let pieces: Vec<Bytes> = bytes.chunks(7000).map(Bytes::copy_from_slice).collect();
@@ -231,7 +229,7 @@ async fn blob_stream() {
 
 #[tokio::test]
 async fn blob_mount() {
-    over_both(async |client| {
+    over_all(async |client| {
         let bytes = noise(6, 3000);
         for digest in digests(&bytes) {
             let post = format!("/v2/{R}/blobs/uploads/?digest={digest}");
@@ -254,7 +252,7 @@ async fn blob_mount() {
 
 #[tokio::test]
 async fn blob_upload_cancel() {
-    over_both(async |client| {
+    over_all(async |client| {
         for with_bytes in [false, true] {
             let mut location = client.start_upload(R).await;
             if with_bytes {
@@ -271,7 +269,7 @@ async fn blob_upload_cancel() {
 
 #[tokio::test]
 async fn blob_range_requests() {
-    over_both(async |client| {
+    over_all(async |client| {
         let bytes = noise(7, 4000);
         let digest = client.push_blob(R, bytes.clone()).await;
         let path = blob_path(R, &digest);
@@ -292,7 +290,7 @@ async fn blob_range_requests() {
 
 #[tokio::test]
 async fn blob_bad_digest() {
-    over_both(async |client| {
+    over_all(async |client| {
         let bytes = noise(8, 3000);
         for digest in digests(b"something else") {
             let post = format!("/v2/{R}/blobs/uploads/?digest={digest}");
@@ -386,7 +384,7 @@ async fn push_by_digest(client: &Client, manifest: &Value) {
 
 #[tokio::test]
 async fn images_of_every_shape() {
-    over_both(async |client| {
+    over_all(async |client| {
         let plain = pushed_image(&client, 10).await;
         whole_life(&client, "image", &plain).await;
         let no_layers = edited(plain.clone(), |image| image["layers"] = json!([]));
@@ -421,7 +419,7 @@ fn client_empty() -> Bytes {
 
 #[tokio::test]
 async fn image_indexes_of_every_shape() {
-    over_both(async |client| {
+    over_all(async |client| {
         let (one, two) = (pushed_image(&client, 20).await, pushed_image(&client, 21).await);
         push_by_digest(&client, &one).await;
         push_by_digest(&client, &two).await;
@@ -440,7 +438,7 @@ async fn image_indexes_of_every_shape() {
 
 #[tokio::test]
 async fn artifacts_of_every_shape() {
-    over_both(async |client| {
+    over_all(async |client| {
         client.push_blob(R, client_empty()).await;
         client.push_blob(R, "content").await;
         let empty = json!({"mediaType": EMPTY, "digest": sha256(b"{}"), "size": 2});
@@ -459,7 +457,7 @@ async fn artifacts_of_every_shape() {
 
 #[tokio::test]
 async fn a_manifest_with_a_wrong_digest_or_a_missing_blob_is_refused() {
-    over_both(async |client| {
+    over_all(async |client| {
         let image = pushed_image(&client, 40).await;
         let headers = [("content-type", MANIFEST)];
         for digest in digests(b"something else") {
@@ -476,7 +474,7 @@ async fn a_manifest_with_a_wrong_digest_or_a_missing_blob_is_refused() {
 
 #[tokio::test]
 async fn several_tags_in_one_push() {
-    over_both(async |client| {
+    over_all(async |client| {
         let image = pushed_image(&client, 50).await;
         let digest = sha256(image.to_string().as_bytes());
         let tags: Vec<String> = (10..25).map(|number| format!("t{number}")).collect();
@@ -507,7 +505,7 @@ async fn several_tags_in_one_push() {
 
 #[tokio::test]
 async fn tag_lists_come_in_order_and_in_pages() {
-    over_both(async |client| {
+    over_all(async |client| {
         let image = pushed_image(&client, 60).await;
         for tag in ["b", "B", "a10", "a2", "_x", "0"] {
             client.push_manifest(R, tag, &image).await.expect(201);
@@ -531,7 +529,7 @@ async fn tag_lists_come_in_order_and_in_pages() {
 
 #[tokio::test]
 async fn referrers_of_a_subject() {
-    over_both(async |client| {
+    over_all(async |client| {
         let subject = pushed_image(&client, 70).await;
         let subject_digest = sha256(subject.to_string().as_bytes());
         client.push_blob(R, client_empty()).await;
@@ -584,7 +582,7 @@ fn sorted(texts: impl Iterator<Item = String>) -> Vec<String> {
 
 #[tokio::test]
 async fn what_was_deleted_is_gone_for_the_next_request() {
-    over_both(async |client| {
+    over_all(async |client| {
         let image = pushed_image(&client, 80).await;
         let digest = sha256(image.to_string().as_bytes());
         client.push_manifest(R, "1", &image).await.expect(201);

@@ -26,7 +26,7 @@ use tempfile::TempDir;
 use crate::{
     authority::Authority,
     berth::{Berth, Setup, run},
-    e2e_docker::Daemon,
+    docker_daemon::Daemon,
     e2e_tools::Tool,
     issuer::{Issuer, Key},
 };

@@ -1,117 +1,13 @@
 //! Docker, with a daemon of the test's own: what it pushes is what it pulls.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::{
-    fs,
-    path::PathBuf,
-    process::{Child, Command, Stdio},
-    thread,
-    time::Duration,
-};
-
-use rustix::process::{Pid, Signal, kill_process};
-use tempfile::TempDir;
+use std::fs;
 
 use crate::{
-    berth::{Berth, fails, run},
+    berth::{Berth, fails},
+    docker_daemon::Daemon,
     e2e_client::noise,
 };
-
-/// A Docker daemon; it ends when this is dropped.
-pub(crate) struct Daemon {
-    directory: TempDir,
-    child: Option<Child>,
-}
-
-impl Daemon {
-    /// Starts one with overlay2, or with vfs where the file system can't carry that.
-    pub(crate) fn start() -> Self {
-        let mut daemon = Self { directory: TempDir::new().unwrap(), child: None };
-        assert!(daemon.starts_with("overlay2") || daemon.starts_with("vfs"), "{}", daemon.log());
-        daemon
-    }
-
-    fn starts_with(&mut self, driver: &str) -> bool {
-        let log = fs::File::create(self.path("log")).unwrap();
-        let mut child = Command::new("dockerd")
-            .arg("--data-root")
-            .arg(self.path("data"))
-            .arg("--exec-root")
-            .arg(self.path("exec"))
-            .arg("--pidfile")
-            .arg(self.path("pid"))
-            .arg("-H")
-            .arg(self.socket())
-            .args(["--iptables=false", "--ip6tables=false", "--bridge=none"])
-            .args(["--storage-driver", driver, "--insecure-registry", "127.0.0.0/8"])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .expect("dockerd is needed: scripts/setup-tests installs it");
-        while child.try_wait().unwrap().is_none() {
-            if self.docker(&["info"]).output().is_ok_and(|output| output.status.success()) {
-                self.child = Some(child);
-                return true;
-            }
-            thread::sleep(Duration::from_millis(100));
-        }
-        false
-    }
-
-    pub(crate) fn path(&self, name: &str) -> PathBuf {
-        self.directory.path().join(name)
-    }
-
-    fn socket(&self) -> String {
-        format!("unix://{}", self.path("sock").display())
-    }
-
-    fn log(&self) -> String {
-        fs::read_to_string(self.path("log")).unwrap()
-    }
-
-    pub(crate) fn docker(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new("docker");
-        command.args(["-H", &self.socket()]).args(arguments);
-        command.env("DOCKER_CONFIG", self.path("config")).env("DOCKER_BUILDKIT", "0");
-        command
-    }
-
-    pub(crate) fn run(&self, arguments: &[&str]) -> String {
-        run(&mut self.docker(arguments))
-    }
-
-    /// The id of an image: the digest of its config, so the same bytes have the same.
-    fn id(&self, image: &str) -> String {
-        self.run(&["image", "inspect", "--format", "{{.Id}}", image])
-    }
-
-    /// An image of one layer, a tar of one file with these many bytes that can't be compressed.
-    pub(crate) fn import(&self, image: &str, size: usize) {
-        fs::write(self.path("noise"), noise(size as u64, size)).unwrap();
-        let tar = self.path(&format!("{size}.tar"));
-        run(Command::new("tar").arg("-C").arg(self.directory.path()).arg("-cf").arg(&tar).arg("noise"));
-        self.run(&["import", tar.to_str().unwrap(), image]);
-    }
-
-    /// Takes an image away and pulls it again; fails unless it is the same.
-    pub(crate) fn pull_again(&self, image: &str) {
-        let id = self.id(image);
-        self.run(&["rmi", "--force", id.trim()]);
-        self.run(&["pull", image]);
-        assert_eq!(self.id(image), id);
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
-            child.wait().unwrap();
-        }
-    }
-}
 
 /// Images of one small and one large layer, pushed, pushed again, retagged, and pulled.
 #[test]

@@ -34,8 +34,8 @@ use tempfile::TempDir;
 use crate::{
     berth::{Berth, Setup, fails, piped, run},
     conformance::open,
+    docker_daemon::Daemon,
     e2e_client::{Client, noise},
-    e2e_docker::Daemon,
     e2e_tools::Tool,
 };
 

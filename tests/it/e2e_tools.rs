@@ -53,8 +53,15 @@ impl Tool {
         // Podman looks for it where a user has it.
         fs::create_dir_all(self.path().join(".config/containers")).unwrap();
         fs::write(self.path().join(".config/containers/policy.json"), policy).unwrap();
-        let home = self.path().display();
-        let storage = format!("[storage]\ndriver = \"vfs\"\ngraphroot = \"{home}/graph\"\nrunroot = \"{home}/run\"\n");
+        self.use_own_storage();
+    }
+
+    /// For a tool that keeps images: not where the user's own are.
+    pub(crate) fn use_own_storage(&self) {
+        let storage = format!(
+            "[storage]\ndriver = \"vfs\"\ngraphroot = \"{0}/graph\"\nrunroot = \"{0}/run\"\n",
+            self.path().display()
+        );
         fs::write(self.path().join("storage.conf"), storage).unwrap();
     }
 

@@ -17,8 +17,8 @@ use crate::{
     architecture::blocks,
     authority::Authority,
     berth::{Berth, Setup, fails, free_port, run},
+    docker_daemon::Daemon,
     e2e_client::{Client, closing, noise, sha256},
-    e2e_docker::Daemon,
     e2e_tools::Tool,
 };
 

@@ -24,8 +24,8 @@ use tower::ServiceExt;
 use crate::{
     berth::{Berth, Setup, get},
     conformance,
+    docker_daemon::Daemon,
     e2e_client::{Answer, Client, noise, sha256},
-    e2e_docker::Daemon,
     e2e_tools::{Tool, push_index},
     s3_server::{self, S3Server},
 };

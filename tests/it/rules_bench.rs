@@ -67,8 +67,22 @@ pub(crate) struct Bench {
     _held: Vec<Box<dyn Any + Send + Sync>>,
 }
 
-/// Over an embedded index and a local directory.
+/// What the tests of the rules run over, where they don't say it themselves: `redis+s3` or `embedded+s3` in this
+/// variable, else a directory with its embedded index.
+const OVER: &str = "BERTH_TEST_OVER";
+
+/// Over an embedded index and a local directory, or what [`OVER`] says.
 pub(crate) async fn local(options: Options) -> Bench {
+    match std::env::var(OVER).as_deref() {
+        Ok("redis+s3") => remote(options).await,
+        Ok("embedded+s3") => alone(options).await,
+        Ok(other) => panic!("{OVER}: {other}"),
+        Err(_) => in_directory(options).await,
+    }
+}
+
+/// Over an embedded index and a local directory: for tests whose parts are small, or that open hundreds.
+pub(crate) async fn in_directory(options: Options) -> Bench {
     let directory = tempfile::tempdir().unwrap();
     let store: Arc<dyn Store> = Arc::new(Local::open(directory.path(), false).unwrap());
     let connect = Arc::new(Embedded::open(&directory.path().join(".index"), false).unwrap());
@@ -81,6 +95,14 @@ pub(crate) async fn remote(options: Options) -> Bench {
     let mut bench = over(&redis, &bucket, options).await;
     bench._held = vec![Box::new(redis), Box::new(bucket)];
     bench
+}
+
+/// Over an embedded index and S3: one replica that needs nothing else to run.
+pub(crate) async fn alone(options: Options) -> Bench {
+    let (directory, bucket) = (tempfile::tempdir().unwrap(), s3_server::start().await);
+    let store: Arc<dyn Store> = Arc::new(S3::open(storage::options(&bucket)).await.unwrap());
+    let connect = Arc::new(Embedded::open(directory.path(), false).unwrap());
+    Bench::open(store, connect, 5 << 20, options, vec![Box::new(directory), Box::new(bucket)]).await
 }
 
 /// Over a Redis and a bucket that the test keeps.
@@ -135,6 +157,13 @@ impl Bench {
     pub(crate) async fn again(&self, other: OtherIndex) -> Result<Arc<Registry>, Error> {
         let Self { store, connect, clock, part, options, .. } = self;
         Engine { store, connect, clock, part: *part, options }.open(&self.probe, other).await
+    }
+
+    /// One more engine, with a scratch directory.
+    pub(crate) async fn with_scratch(&self, directory: &std::path::Path) -> Result<Arc<Registry>, Error> {
+        let Self { store, connect, clock, part, options, .. } = self;
+        let options = &Options { upload_scratch: Some(directory.to_owned()), ..options.clone() };
+        Engine { store, connect, clock, part: *part, options }.open(&self.probe, OtherIndex::Refuse).await
     }
 
     /// The handle on a repository by the one engine, then by the other.

@@ -1,8 +1,7 @@
-//! What each operation costs in round trips to the index and requests to the store, and what uploads may
-//! hold of the memory.
+//! What each operation costs in round trips to the index and requests to the store.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use berth::{
     config,
@@ -12,8 +11,6 @@ use berth::{
     registry::{Options, Repository},
     upload::Incoming,
 };
-use bytes::Bytes;
-use futures_util::{StreamExt, stream};
 
 use crate::rules_bench::{self as bench, Bench, PART, bytes_of, on, pushed, sha256};
 
@@ -175,84 +172,21 @@ async fn a_new_small_image_costs_six_requests() {
     assert_cost(&bench, "a new small image, docker's way", 12, 6);
 }
 
-/// A body of `chunks` chunks that never says how long it is, and counts what was taken of it.
-fn slow_body(chunks: usize, taken: Arc<std::sync::atomic::AtomicUsize>) -> Incoming {
-    let stream = stream::iter(0..chunks).then(move |at| {
-        let taken = Arc::clone(&taken);
-        async move {
-            tokio::task::yield_now().await;
-            taken.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
-            Ok(Bytes::from(vec![at as u8; 10_000]))
-        }
-    });
-    Incoming { stream: Box::pin(stream), length: None }
-}
-
-/// I8. The budget has room for four parts; two hundred uploads of many parts each all get through, first
-/// from nothing, then from what they had put aside.
+/// 256 MiB in S3's parts, on a smaller scale.
 #[tokio::test]
-async fn many_slow_uploads_share_a_small_budget() {
-    let bench = bench::local(Options { upload_memory: 4 * PART, ..bench::options() }).await;
-    let uploads = (0..200).map(|number| {
-        let bench = &bench;
-        async move {
-            let taken = Arc::default();
-            let repository = on(&bench.a, "app").await;
-            let (id, progress) = repository.start_upload("me");
-            let mut proof = progress.proof;
-            let chunks = number % 20;
-            for _ in 0..2 {
-                let body = slow_body(chunks, Arc::clone(&taken));
-                proof = repository.append(&id, Some(&proof), None, Algorithm::Sha256, body).await.unwrap().proof;
-            }
-            let half: Vec<u8> = (0..chunks).flat_map(|at| vec![at as u8; 10_000]).collect();
-            let whole = [half.clone(), half.clone(), half].concat();
-            let body = slow_body(chunks, taken);
-            let blob = repository.finish(&id, Some(&proof), None, &sha256(&whole), body).await.unwrap();
-            bytes_of(&blob).await.unwrap();
-        }
-    });
-    futures_util::future::join_all(uploads).await;
-}
-
-/// A body that never moves keeps what it holds, and others go on beside it as long as there is room for one.
-#[tokio::test]
-async fn a_body_that_never_moves_stops_nobody() {
-    let bench = bench::local(Options { upload_memory: 4 * PART, ..bench::options() }).await;
-    let repository = on(&bench.a, "app").await;
-    let (id, progress) = repository.start_upload("me");
-    let stalled = tokio::spawn(async move {
-        let body = Incoming { stream: Box::pin(stream::pending()), length: None };
-        repository.append(&id, Some(&progress.proof), None, Algorithm::Sha256, body).await
-    });
-    tokio::time::sleep(Duration::from_millis(20)).await;
-    let bytes = crate::storage::pattern(5 * PART);
-    bench.blob("app", &bytes).await;
-    assert!(!stalled.is_finished());
-    stalled.abort();
-}
-
-/// No request holds more than its permits: the index of what is free is back at its beginning afterwards, and
-/// a body is not begun to be read before there is room for it.
-#[tokio::test]
-async fn a_body_is_not_read_before_there_is_room() {
-    let bench = bench::local(Options { upload_memory: 2 * PART, ..bench::options() }).await;
-    let mut stalled = Vec::new();
-    let taken: Arc<std::sync::atomic::AtomicUsize> = Arc::default();
-    for _ in 0..10 {
+async fn a_large_blob_costs_its_parts_and_four_requests() {
+    let bench = warm().await;
+    for (what, parts, end) in [("whole parts", 16, 0), ("a short end", 15, PART / 2), ("one byte more", 15, 1)] {
+        let bytes = crate::storage::pattern(parts * PART + end);
+        let digest = sha256(&bytes);
+        quiet(&bench).await;
         let repository = on(&bench.a, "app").await;
-        let taken = Arc::clone(&taken);
-        stalled.push(tokio::spawn(async move {
-            let (id, progress) = repository.start_upload("me");
-            let one = stream::iter([Ok(Bytes::from_static(b"x"))]).inspect(move |_| {
-                taken.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
-            });
-            let body = Incoming { stream: Box::pin(one.chain(stream::pending())), length: None };
-            repository.append(&id, Some(&progress.proof), None, Algorithm::Sha256, body).await
-        }));
+        let (id, progress) = repository.start_upload("me");
+        let body = Incoming::of(bytes);
+        let progress = repository.append(&id, Some(&progress.proof), None, Algorithm::Sha256, body).await.unwrap();
+        repository.finish(&id, Some(&progress.proof), None, &digest, Incoming::empty()).await.unwrap();
+        let cost = bench.probe.cost();
+        println!("a large blob of {what}: {} round trips, {} requests", cost.round_trips, cost.requests);
+        assert_eq!(cost.requests, 16 + 4, "{what}: {cost:?}");
     }
-    tokio::time::sleep(Duration::from_millis(100)).await;
-    assert_eq!(taken.load(std::sync::atomic::Ordering::SeqCst), 2, "a part's worth each, and room for two");
-    stalled.iter().for_each(tokio::task::JoinHandle::abort);
-    bench.blob("app", &crate::storage::pattern(3 * PART)).await;
 }

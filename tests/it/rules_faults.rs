@@ -339,7 +339,7 @@ async fn case(operation: &Operation, k: usize, how: How, lost: bool) -> Option<u
     let mut options = Options { upload_expiry: EXPIRY, ..bench::options() };
     // Who finds another's open intent waits this long, and a little more.
     options.timing.deadline = Duration::from_secs(2);
-    let bench = bench::local(options).await;
+    let bench = bench::in_directory(options).await;
     prepare(&bench).await;
     bench.probe.strike_at(k, how);
     let done = tokio::select! {
@@ -471,7 +471,7 @@ async fn no_read_of_a_tag_goes_back_whatever_fails() {
     const HOWS: [How; 5] = [How::Before, How::After, How::HangBefore, How::HangAfter, How::Late];
     let mut options = bench::options();
     options.timing.deadline = Duration::from_secs(2);
-    let bench = bench::local(options).await;
+    let bench = bench::in_directory(options).await;
     bench.image("app", "one").await;
     push(&on(&bench.a, "app").await, &variant(0), &["hot"]).await.unwrap();
     let mut watched = Watched(Vec::new());

@@ -173,7 +173,7 @@ async fn a_lost_index_is_filled_from_the_bucket_by_a_walk() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_walk_that_was_interrupted_anywhere_is_taken_up_again() {
-    let bench = bench::local(bench::options()).await;
+    let bench = bench::in_directory(bench::options()).await;
     let expected = fill(&bench).await;
     let mut bench = bench;
     let mut interrupted = 0;

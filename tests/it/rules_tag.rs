@@ -71,12 +71,17 @@ async fn life_of_a_tag(bench: &Bench) {
 
 #[tokio::test]
 async fn a_tag_lives_over_an_embedded_index_and_a_directory() {
-    life_of_a_tag(&bench::local(bench::options()).await).await;
+    life_of_a_tag(&bench::in_directory(bench::options()).await).await;
 }
 
 #[tokio::test]
 async fn a_tag_lives_over_redis_and_s3() {
     life_of_a_tag(&bench::remote(bench::options()).await).await;
+}
+
+#[tokio::test]
+async fn a_tag_lives_over_an_embedded_index_and_s3() {
+    life_of_a_tag(&bench::alone(bench::options()).await).await;
 }
 
 /// I2, as far as a test without crashes can show it: each write is by another manifest, one reader by each
@@ -127,7 +132,7 @@ async fn race(bench: &Bench, writes: usize) {
 
 #[tokio::test]
 async fn no_read_of_a_tag_goes_back() {
-    race(&bench::local(bench::options()).await, 60).await;
+    race(&bench::in_directory(bench::options()).await, 60).await;
 }
 
 #[tokio::test]

@@ -57,6 +57,19 @@ impl Drop for S3Server {
     }
 }
 
+impl S3Server {
+    /// What makes Berth keep a registry in the bucket, as environment variables.
+    pub(crate) fn settings(&self) -> Vec<(&'static str, String)> {
+        vec![
+            ("BERTH_STORAGE__URL", format!("s3://{}/registry", self.bucket)),
+            ("BERTH_STORAGE__S3__ENDPOINT", self.endpoint.clone()),
+            ("BERTH_STORAGE__S3__REGION", "us-east-1".to_owned()),
+            ("BERTH_STORAGE__S3__ACCESS_KEY_ID", self.access_key.clone()),
+            ("BERTH_STORAGE__S3__SECRET_ACCESS_KEY", self.secret_key.clone()),
+        ]
+    }
+}
+
 /// Starts a server with one empty bucket.
 pub(crate) async fn start() -> S3Server {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");

@@ -10,7 +10,7 @@ use std::{
 };
 
 use berth::storage::{
-    Key, StorageError, Store,
+    Key, PartId, StorageError, Store,
     local::{Local, OpenError},
 };
 use bytes::Bytes;
@@ -195,6 +195,21 @@ async fn an_upload_that_lost_its_end_is_not_completed() {
     let twice = store.complete(&key, &upload, &[part.clone(), part]).await;
     assert!(matches!(twice, Err(StorageError::Unavailable(..))), "{twice:?}");
     assert_eq!(store.stat(&key).await.expect("stat"), None);
+}
+
+/// Parts are not synced one by one: what one boot wrote may not be there in the next.
+#[tokio::test]
+async fn a_part_that_was_written_before_the_machine_went_down_is_lost() {
+    let directory = tempfile::tempdir().expect("directory");
+    let store = open(directory.path());
+    let key = data();
+    let upload = store.begin(&key).await.expect("begin");
+    let part = store.put_part(&key, &upload, 0, 4, vec![Bytes::from_static(b"part")]).await.expect("part");
+    let (of_this_boot, _) = part.0.rsplit_once('.').expect("a boot");
+    let earlier = PartId(format!("{of_this_boot}.another"));
+    let refused = store.complete(&key, &upload, &[earlier]).await;
+    assert!(matches!(refused, Err(StorageError::PartChanged(_))), "{refused:?}");
+    store.complete(&key, &upload, &[part]).await.expect("complete");
 }
 
 /// Writers of one part take turns, so the version that counts is whole.

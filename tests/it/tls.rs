@@ -17,8 +17,8 @@ use tempfile::TempDir;
 use crate::{
     authority::Authority,
     berth::{Berth, Setup},
+    docker_daemon::Daemon,
     e2e_client::{Client, closing, noise, sha256},
-    e2e_docker::Daemon,
     e2e_tools::Tool,
 };
 

@@ -32,6 +32,8 @@ const ATTEMPTS: usize = 64;
 pub(super) struct Directory {
     root: PathBuf,
     sync: bool,
+    /// Names the time since the machine was started.
+    pub(super) boot: String,
     gate: Mutex<Gate>,
     /// Notified when something leaves [`Gate::in_flight`].
     settled: Condvar,
@@ -92,7 +94,7 @@ impl Directory {
             sync_directory(&root)?;
         }
         let (gate, settled, uploads) = (Mutex::default(), Condvar::new(), Uploads::default());
-        Ok(Self { root, sync, gate, settled, uploads })
+        Ok(Self { root, sync, boot: boot(), gate, settled, uploads })
     }
 
     /// Where a key is.
@@ -110,19 +112,18 @@ impl Directory {
         if self.sync { file.sync_all() } else { Ok(()) }
     }
 
-    /// Syncs what was written into a file, and its length if that grew.
-    pub(super) fn sync_bytes(&self, file: &File) -> io::Result<()> {
-        if self.sync { file.sync_data() } else { Ok(()) }
-    }
-
     /// Writes a whole object.
     pub(super) fn put(&self, key: &str, chunks: &[Bytes], deadline: Option<StoreTime>) -> Result<(), StorageError> {
         too_late(key, deadline, now())?;
         let temporary = self.temporary();
         let written = File::create_new(&temporary.path)
             .and_then(|mut file| {
-                write_all(&mut file, chunks)?;
-                self.sync_file(&file)?;
+                // An empty file is no more than its name, which is synced with its directory: of the 15 fsyncs of a
+                // small image, two less.
+                if chunks.iter().any(|chunk| !chunk.is_empty()) {
+                    write_all(&mut file, chunks)?;
+                    self.sync_file(&file)?;
+                }
                 file.metadata()?.modified()
             })
             .map_err(|error| explain(key, &error))?;
@@ -311,6 +312,15 @@ impl Gate {
             self.durable.clear();
         }
         self.durable.extend(made);
+    }
+}
+
+/// Linux draws a random name at each boot. Elsewhere each process counts as a boot of its own, which is safe: an
+/// upload that it left has to be begun anew.
+fn boot() -> String {
+    match fs::read_to_string("/proc/sys/kernel/random/boot_id") {
+        Ok(boot) => boot.trim().to_owned(),
+        Err(_) => Ulid::r#gen().to_string(),
     }
 }
 

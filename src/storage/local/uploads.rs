@@ -3,8 +3,11 @@
 //!
 //! A [`PartId`] is a version of a part. Which version of each part is the latest is kept in memory only: the
 //! directory's lock proves that whoever wrote a part this process doesn't know of is gone, so what it was
-//! told stands. Parts are synced one by one for the same reason: a process that continues an upload after a
-//! power failure has only the `PartId` to go by.
+//! told stands.
+//!
+//! Parts are not synced: the object is, when it is complete. What a process wrote outlives it, but not its machine;
+//! so a `PartId` also names the boot in which the part was written, and one of an earlier boot is lost. (On ext4,
+//! with a sync for each of the 256 parts of 1 GiB, its push took 2.5 to 2.7 s of CPU; without, 2.2 to 2.4 s.)
 
 use std::{
     collections::HashMap,
@@ -16,6 +19,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use rustix::fs::FallocateFlags;
 use ulid::Ulid;
 
 use super::{MultipartId, PartId, StorageError, directory::Directory, explain};
@@ -34,27 +38,29 @@ struct Upload {
     parts: Mutex<HashMap<usize, Arc<Mutex<Option<Ulid>>>>>,
 }
 
-/// What a [`PartId`] says: `<number>.<part size>.<length>.<version>`.
-#[derive(Clone, Copy)]
-struct Part {
+/// What a [`PartId`] says: `<number>.<part size>.<length>.<version>.<boot>`.
+struct Part<'a> {
     number: usize,
     part_size: u64,
     length: u64,
     version: Ulid,
+    boot: &'a str,
 }
 
-impl Part {
-    fn id(self) -> PartId {
-        PartId(format!("{}.{}.{}.{}", self.number, self.part_size, self.length, self.version))
+impl<'a> Part<'a> {
+    fn id(&self) -> PartId {
+        let Self { number, part_size, length, version, boot } = self;
+        PartId(format!("{number}.{part_size}.{length}.{version}.{boot}"))
     }
 
-    fn parse(id: &PartId) -> Option<Self> {
+    fn parse(id: &'a PartId) -> Option<Self> {
         let mut fields = id.0.split('.');
         let number = fields.next()?.parse().ok()?;
         let part_size = fields.next()?.parse().ok()?;
         let length = fields.next()?.parse().ok()?;
         let version = Ulid::from_string(fields.next()?).ok()?;
-        fields.next().is_none().then_some(Self { number, part_size, length, version })
+        let boot = fields.next()?;
+        fields.next().is_none().then_some(Self { number, part_size, length, version, boot })
     }
 }
 
@@ -74,7 +80,7 @@ impl Upload {
     }
 
     /// Whether this process has since written another version of the part.
-    fn replaced(&self, part: &Part) -> bool {
+    fn replaced(&self, part: &Part<'_>) -> bool {
         let latest = lock(&self.parts).get(&part.number).and_then(|latest| *lock(latest));
         latest.is_some_and(|latest| latest != part.version)
     }
@@ -99,7 +105,7 @@ impl Directory {
     ) -> Result<PartId, StorageError> {
         let upload = parse(key, id)?;
         let length = chunks.iter().map(|chunk| chunk.len() as u64).sum();
-        let part = Part { number, part_size: part_size as u64, length, version: Ulid::r#gen() };
+        let part = Part { number, part_size: part_size as u64, length, version: Ulid::r#gen(), boot: &self.boot };
         if length > part.part_size {
             return Err(StorageError::Unavailable(key.to_owned(), format!("a part of {length} bytes is too long")));
         }
@@ -112,7 +118,7 @@ impl Directory {
         let mut latest = lock(&latest);
         // Before the first byte: from here on an older version can't be completed with.
         *latest = Some(part.version);
-        match self.write_part(upload, part, chunks) {
+        match self.write_part(upload, &part, chunks) {
             Ok(()) => Ok(part.id()),
             Err(error) => {
                 if error.kind() == io::ErrorKind::NotFound {
@@ -123,15 +129,16 @@ impl Directory {
         }
     }
 
-    fn write_part(&self, upload: Ulid, part: Part, chunks: &[Bytes]) -> io::Result<()> {
+    fn write_part(&self, upload: Ulid, part: &Part<'_>, chunks: &[Bytes]) -> io::Result<()> {
         // Never created here: an upload that has ended stays ended.
         let file = File::options().write(true).open(self.upload_path(upload))?;
         let mut offset = part.number as u64 * part.part_size;
+        reserve(&file, offset, part.length);
         for chunk in chunks {
             file.write_all_at(chunk, offset)?;
             offset += chunk.len() as u64;
         }
-        self.sync_bytes(&file)
+        Ok(())
     }
 
     /// Makes the object of the parts.
@@ -149,7 +156,7 @@ impl Directory {
             }
             Err(error) => return Err(explain(key, &error)),
         };
-        let length = check(key, &entry, parts)?;
+        let length = check(key, &entry, &self.boot, parts)?;
         self.finish(&file, length).map_err(|error| match error.kind() {
             io::ErrorKind::UnexpectedEof => StorageError::Unavailable(key.to_owned(), error.to_string()),
             _ => explain(key, &error),
@@ -198,13 +205,22 @@ impl Directory {
     }
 }
 
+/// Asks for the blocks of a part at once rather than by each write: on ext4 writing 1 GiB and syncing it took 0.27 s of
+/// system time with it and 0.37 s without (the least of seven runs each, in turn), some 5 % of a push. The file grows
+/// no longer by it. Where it fails, the writes say why, or succeed without.
+fn reserve(file: &File, offset: u64, length: u64) {
+    if length > 0 {
+        let _ = rustix::fs::fallocate(file, FallocateFlags::KEEP_SIZE, offset, length);
+    }
+}
+
 /// An id that isn't one of ours names no upload, and must not become a path.
 fn parse(key: &str, id: &MultipartId) -> Result<Ulid, StorageError> {
     Ulid::from_string(&id.0).map_err(|_| StorageError::NotFound(key.to_owned()))
 }
 
 /// Checks that the parts fit together and are the latest; the length of the object.
-fn check(key: &str, upload: &Upload, ids: &[PartId]) -> Result<u64, StorageError> {
+fn check(key: &str, upload: &Upload, boot: &str, ids: &[PartId]) -> Result<u64, StorageError> {
     let mut length = 0;
     for (number, id) in ids.iter().enumerate() {
         let misfit = || StorageError::Unavailable(key.to_owned(), format!("{:?} can't be part {number}", id.0));
@@ -213,7 +229,7 @@ fn check(key: &str, upload: &Upload, ids: &[PartId]) -> Result<u64, StorageError
         if part.number != number || number as u64 * part.part_size != length {
             return Err(misfit());
         }
-        if upload.replaced(&part) {
+        if upload.replaced(&part) || part.boot != boot {
             return Err(StorageError::PartChanged(key.to_owned()));
         }
         length += part.length;
