@@ -1,10 +1,7 @@
 //! Helm: charts are pushed, found by version and by digest, and come back byte for byte; and Helm logs in.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::{
-    fs::{self, File},
-    process::Command,
-};
+use std::{fs, process::Command};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use jsonwebtoken::Algorithm;
@@ -13,7 +10,7 @@ use tempfile::TempDir;
 
 use crate::{
     authority::Authority,
-    berth::{Berth, Setup, fails, run},
+    berth::{Berth, Setup, fails, piped, run},
     issuer::{Issuer, Key},
     tool::{Timed, Tool},
 };
@@ -96,10 +93,9 @@ async fn helm_logs_in_with_each_kind_of_credential() {
         helm.run(&["package", "app", "--version", &version]);
         let pull = ["pull", "--plain-http", "-d", "pulled", &chart, "--version", &version];
         assert!(helm.fails(&["push", &package, &charts, "--plain-http"]).contains("401"), "{user}");
-        helm.write("password", &password);
         let login = ["registry", "login", &host, "-u", user, "--password-stdin", "--plain-http"];
-        let output = helm.command(&login).stdin(File::open(helm.path("password")).unwrap()).output().unwrap();
-        assert!(output.status.success(), "{user}: {}", String::from_utf8_lossy(&output.stderr));
+        assert!(fails(&mut piped(&helm.command(&login), "wrong")).contains("401"), "{user}");
+        run(&mut piped(&helm.command(&login), &password));
         helm.run(&["push", &package, &charts, "--plain-http"]);
         helm.run(&pull);
         assert!(helm.read(&format!("pulled/{package}")) == helm.read(&package), "{user}");
@@ -123,6 +119,7 @@ fn helm_logs_in_by_tls() {
     fails(&mut login("wrong", &ca));
     run(&mut login("secret", &ca));
     helm.run(&["create", "app"]);
+    fs::create_dir(helm.home().join("pulled")).unwrap();
     helm.run(&["package", "app", "--version", "0.1.0"]);
     let charts = format!("oci://{host}/team/charts");
     helm.run(&[&["push", "app-0.1.0.tgz", &charts], &ca[..]].concat());

@@ -3,9 +3,8 @@
 
 use std::{
     fs,
-    io::Write,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::Command,
     thread,
     time::Duration,
 };
@@ -16,7 +15,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::{
-    berth::{Berth, Setup, fails, free_port, run},
+    berth::{Berth, Setup, fails, free_port, piped, run},
     docker_daemon::Daemon,
     e2e_client::{Answer, Client},
     e2e_tools::Tool,
@@ -92,14 +91,6 @@ async fn is_let_in(client: &Client, name: &str, secret: &str) -> bool {
     }
 }
 
-/// Runs a program with `input` on its standard input.
-fn feed(command: &mut Command, input: &str) {
-    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
-    let output = child.wait_with_output().unwrap();
-    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-}
-
 /// Docker, crane, skopeo and podman, each with an image of its own at hand.
 pub(crate) struct Clients {
     docker: Daemon,
@@ -128,11 +119,11 @@ impl Clients {
         let login = ["login", host, "-u", user, "--password-stdin"];
         let image = |client: &str| format!("{host}/team/{name}-{client}:1");
 
-        feed(&mut self.crane.command(&[&["auth"], &login[..]].concat()), password);
+        run(&mut piped(&self.crane.command(&[&["auth"], &login[..]].concat()), password));
         self.crane.run(&["append", "--oci-empty-base", "-f", "layer.tar", "-t", &image("crane")]);
         self.crane.run(&["validate", "--remote", &image("crane")]);
 
-        feed(&mut self.skopeo.command(&[&login[..], &[PLAIN]].concat()), password);
+        run(&mut piped(&self.skopeo.command(&[&login[..], &[PLAIN]].concat()), password));
         let (from, to) = (format!("docker://{}", image("crane")), format!("docker://{}", image("skopeo")));
         self.skopeo.run(&[
             "--insecure-policy",
@@ -144,14 +135,14 @@ impl Clients {
         ]);
         self.skopeo.run(&["inspect", PLAIN, &to]);
 
-        feed(&mut self.podman.command(&[&login[..], &[PLAIN]].concat()), password);
+        run(&mut piped(&self.podman.command(&[&login[..], &[PLAIN]].concat()), password));
         let policy = ["--signature-policy", "policy.json", PLAIN];
         let podman = |verb: &str, images: &[&str]| self.podman.run(&[&[verb], &policy[..], images].concat());
         podman("pull", &[&image("crane")]);
         podman("push", &[&image("crane"), &image("podman")]);
         podman("pull", &[&image("podman")]);
 
-        feed(&mut self.docker.docker(&login), password);
+        run(&mut piped(&self.docker.docker(&login), password));
         self.docker.import(&image("docker"), 1000);
         self.docker.run(&["push", &image("docker")]);
         self.docker.pull_again(&image("docker"));
@@ -200,7 +191,7 @@ fn clients_log_in_with_a_password_and_with_a_key_in_each_form() {
     }
     let crane = Tool::new("crane");
     crane.tar("layer.tar", 1, 1000);
-    feed(&mut crane.command(&["auth", "login", &berth.host(), "-u", "_json_key", "--password-stdin"]), &key);
+    run(&mut piped(&crane.command(&["auth", "login", &berth.host(), "-u", "_json_key", "--password-stdin"]), &key));
     let elsewhere = format!("{}/other/app:1", berth.host());
     let refused = crane.fails(&["append", "--oci-empty-base", "-f", "layer.tar", "-t", &elsewhere]);
     assert!(refused.contains("401 Unauthorized"), "{refused}");
@@ -517,6 +508,49 @@ async fn an_admin_of_a_prefix_manages_what_is_below_it() {
     let refused =
         fails(Command::new(env!("CARGO_BIN_EXE_berth")).env_clear().args(["account", "list", "--server", &url]));
     assert!(refused.contains("authentication required"), "{refused}");
+}
+
+/// CVE-2019-16097: who registered made themselves an admin by a field that was not for them. The guard is
+/// `deny_unknown_fields` on what the admin API reads.
+#[tokio::test]
+async fn cve_2019_16097_a_field_that_is_not_for_the_caller_is_refused() {
+    let closed = Closed::new(&[]);
+    closed.create("ci", "reader", "team/*");
+    let berth = closed.start();
+    let admin = Client::remote(&format!("http://{}", berth.admin()));
+    let accounts = "/_/v1/accounts";
+    for field in ["created", "changed_by", "keys", "is_admin"] {
+        let change = json!({ field: "x" }).to_string();
+        let ci = format!("{accounts}/ci");
+        admin.send("PATCH", &ci, &[], change).await.expect_error(400, "REQUEST_INVALID");
+        let new = json!({ "name": "new", field: "x" }).to_string();
+        admin.send("POST", accounts, &[], new).await.expect_error(400, "REQUEST_INVALID");
+    }
+}
+
+/// CVE-2022-31669 and CVE-2022-31670: what belongs to another project was changed by its id. The guards are
+/// `theirs` for accounts, and `Manager::require` of the rule that is there in `put_rule` and `delete_rule`.
+#[tokio::test]
+async fn cve_2022_31669_what_is_others_is_not_changed_by_its_name() {
+    let closed = Closed::new(&[("BERTH_ADMIN__LISTEN", "0.0.0.0:0")]);
+    let admin = basic("admin", &secret_of(&closed.create("admin", "admin", "team/**")));
+    closed.create("foreign", "writer", "other/app");
+    closed.run(&["rule", "add", "foreign", "--who", "account:x", "--role", "reader", "--repository", "other/**"]);
+    let berth = closed.start();
+    let client = Client::remote(&format!("http://{}", berth.admin()));
+    let rule = json!({ "who": ["account:x"], "role": "reader", "repositories": ["team/app"] }).to_string();
+    let mine = json!({ "role": "reader", "repositories": ["team/app"] }).to_string();
+    for (method, path, body) in [
+        ("PATCH", "accounts/foreign", mine.as_str()),
+        ("PATCH", "accounts/foreign", r#"{"disabled": true}"#),
+        ("POST", "accounts/foreign/rotate", ""),
+        ("DELETE", "accounts/foreign", ""),
+        ("PUT", "rules/foreign", &rule),
+        ("DELETE", "rules/foreign", ""),
+    ] {
+        let answer = ask(&client, method, &format!("/_/v1/{path}"), &admin, body.to_owned()).await;
+        assert_eq!(answer.status, 403, "{method} {path} {body}: {answer:?}");
+    }
 }
 
 async fn get_health(admin: &Client) -> u16 {

@@ -50,7 +50,8 @@ impl Issuer {
         let ca = directory.path().join("ca.crt");
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("https://{}", listener.local_addr().unwrap());
-        let (said, asked): (Arc<Mutex<BTreeMap<String, Said>>>, Arc<Mutex<Vec<String>>>) = Default::default();
+        let said: Arc<Mutex<BTreeMap<String, Said>>> = Arc::default();
+        let asked: Arc<Mutex<Vec<String>>> = Arc::default();
         let answers = (Arc::clone(&said), Arc::clone(&asked));
         let router = Router::new().fallback(async move |request: Request| {
             let path = request.uri().path().to_owned();
