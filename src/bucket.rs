@@ -18,7 +18,7 @@ use crate::{
     storage::{DataKey, Key, Revision, key, read_small},
 };
 
-use shared::Shared;
+pub(crate) use shared::Shared;
 
 /// How many questions the bucket is asked at once: at 50 ms each they answer a thousand pulls a second, and a
 /// store takes that many connections from each of many replicas.
@@ -30,7 +30,7 @@ const MAX_STATE: usize = 64 << 10;
 /// What is being asked of the bucket now, by all requests of this process.
 #[derive(Debug)]
 pub(crate) struct Questions {
-    turns: Semaphore,
+    pub(crate) turns: Semaphore,
     tags: Shared<Option<(Revision, TagState)>>,
     lists: Shared<Option<Arc<[Tag]>>>,
     manifests: Shared<Option<bytes::Bytes>>,

@@ -1,8 +1,7 @@
 //! The roster: service accounts and access rules that are made at run time. They are kept in the bucket, are
 //! facts of the index, and are remembered by each replica until they change.
 //!
-//! Nobody reads an entry from the bucket but who finishes a write or rebuilds, so a write that isn't committed is
-//! seen by nobody. Nothing here decides who may change what: that is asked by whoever calls.
+//! Nothing here decides who may change what: that is asked by whoever calls.
 
 mod entry;
 mod logins;
@@ -15,6 +14,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::{Serialize, de::DeserializeOwned};
 
 pub use entry::AdoptedRoster;
@@ -23,12 +23,14 @@ pub use logins::AccountLogins;
 
 use crate::{
     auth::Authority,
+    bucket::Shared,
     epoch::Lease,
     error::{Code, Error, Result},
     index::{
         Ask, Batch, Check, Write,
         facts::{self, Account, EntryFact, RosterRule},
     },
+    oci::{Algorithm, Digest},
     registry::Registry,
     storage::{
         StoreTime,
@@ -41,6 +43,9 @@ pub const MAX_ENTRIES: usize = 10_000;
 
 /// How many entries are read or committed together.
 const PAGE: usize = 500;
+
+/// How many objects one look at the bucket reads at once.
+const AT_ONCE: usize = 16;
 
 /// The topic on which replicas are woken that watch the roster.
 const CHANGED: &str = "roster";
@@ -65,6 +70,20 @@ pub struct Entries {
     version: Bytes,
 }
 
+impl Entries {
+    fn add(&mut self, list: RosterList, name: EntryName, body: &[u8]) -> Result<()> {
+        match list {
+            RosterList::Accounts => drop(self.accounts.insert(name, parse(body)?)),
+            RosterList::Rules => drop(self.rules.insert(name, parse(body)?)),
+        }
+        Ok(())
+    }
+}
+
+fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T> {
+    serde_json::from_slice(body).map_err(Error::internal)
+}
+
 /// One replica's view of the roster, and the way to change it.
 #[derive(Debug)]
 pub struct Roster {
@@ -74,12 +93,15 @@ pub struct Roster {
     authority: OnceLock<Weak<Authority>>,
     /// When this process last noted the use of each account.
     noted: Mutex<BTreeMap<EntryName, StoreTime>>,
+    /// Looks at the bucket, of all who need one.
+    looks: Shared<Arc<Entries>>,
 }
 
 impl Roster {
     /// The roster of a registry, with nothing read yet.
     pub fn new(registry: Arc<Registry>) -> Self {
-        Self { registry, seen: RwLock::default(), authority: OnceLock::new(), noted: Mutex::default() }
+        let (authority, noted) = (OnceLock::new(), Mutex::default());
+        Self { registry, seen: RwLock::default(), authority, noted, looks: Shared::default() }
     }
 
     /// Names the authority that goes by this roster's rules. Only the first that is named counts.
@@ -92,8 +114,19 @@ impl Roster {
         self.registry.store.now()
     }
 
-    /// The roster as it is now. It costs one round trip to the index where nothing has changed.
+    /// The roster as it is now. Where nothing has changed it costs one round trip to the index; two listings of
+    /// the bucket for as long as the index can't be believed.
     pub async fn current(&self) -> Result<Arc<Entries>> {
+        match self.in_index().await {
+            Err(error) if error.is_suspect() => {
+                let turns = &self.registry.questions.turns;
+                self.looks.ask(turns, String::new(), self.in_bucket()).await
+            }
+            entries => entries,
+        }
+    }
+
+    async fn in_index(&self) -> Result<Arc<Entries>> {
         let lease = self.registry.lease().await?;
         let version = match version(&lease).await? {
             Some(version) => version,
@@ -109,7 +142,34 @@ impl Roster {
         // What changes while this is read makes another version, and the next look reads again.
         let accounts = load(&lease, RosterList::Accounts).await?;
         let rules = load(&lease, RosterList::Rules).await?;
-        let entries = Arc::new(Entries { accounts, rules, version });
+        Ok(self.go_by(Entries { accounts, rules, version }))
+    }
+
+    /// What a new index would adopt. A write that nobody has committed yet may be among it; recovery commits it.
+    async fn in_bucket(&self) -> Result<Arc<Entries>> {
+        loop {
+            let existing = entry::existing(&self.registry).await?;
+            let keys: Vec<String> = existing.iter().map(|entry| entry.key.to_string()).collect();
+            let version = Bytes::from(Digest::of(Algorithm::Sha256, keys.join("\n").as_bytes()).to_string());
+            let seen = self.last_seen();
+            if seen.version == version {
+                return Ok(seen);
+            }
+            let read = stream::iter(existing).map(|entry| entry::read(&self.registry, entry)).buffered(AT_ONCE);
+            let read: Vec<_> = read.try_collect().await?;
+            // One that is gone was outranked since it was listed: look again.
+            let Some(read) = read.into_iter().collect::<Option<Vec<_>>>() else { continue };
+            let mut entries = Entries { version, ..Entries::default() };
+            for (entry, body) in read {
+                entries.add(entry.list, entry.name, &body)?;
+            }
+            return Ok(self.go_by(entries));
+        }
+    }
+
+    /// Goes by these from now on.
+    fn go_by(&self, entries: Entries) -> Arc<Entries> {
+        let entries = Arc::new(entries);
         let mut seen = self.seen.write().unwrap_or_else(PoisonError::into_inner);
         *seen = Arc::clone(&entries);
         // Under the lock, so that two that read at once leave what is remembered and what is decided by the same.
@@ -117,7 +177,7 @@ impl Roster {
             authority.set_run_time_rules(entries.as_rules());
         }
         drop(seen);
-        Ok(entries)
+        entries
     }
 
     /// The roster as this replica last saw it.

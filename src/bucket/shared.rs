@@ -19,7 +19,7 @@ use crate::error::{Error, Result};
 const MAX_WAITING: usize = 256;
 
 /// Questions of one kind, by what they are about.
-pub(super) struct Shared<T> {
+pub(crate) struct Shared<T> {
     /// Those that wait for their turn.
     waiting: Mutex<HashMap<String, Arc<Round<T>>>>,
 }
@@ -45,7 +45,7 @@ impl<T: Clone> Shared<T> {
     ///
     /// # Errors
     /// Those of `look`; `Unavailable` where too many questions wait already.
-    pub(super) async fn ask(
+    pub(crate) async fn ask(
         &self,
         turns: &Semaphore,
         about: String,

@@ -154,7 +154,7 @@ impl Server {
 }
 
 /// The innermost cause: what stands around it only repeats the URL.
-fn root(error: &dyn std::error::Error) -> String {
+pub(super) fn root(error: &dyn std::error::Error) -> String {
     let mut innermost = error;
     while let Some(inner) = innermost.source() {
         innermost = inner;

@@ -15,7 +15,7 @@ use crate::{
         Batch, Check, Outcome, Write,
         facts::{self, EntryFact, PendingFact, TrashFact},
     },
-    registry::Registry,
+    registry::{Registry, found},
     storage::{
         Key, Revision,
         key::{EntryName, RosterList},
@@ -208,6 +208,38 @@ fn parse_pending(member: &str) -> Result<(RosterList, EntryName)> {
     Ok((list, name.parse().map_err(|_| broken())?))
 }
 
+/// An entry that exists, and the object that says so.
+pub(super) struct Existing {
+    pub(super) list: RosterList,
+    pub(super) name: EntryName,
+    pub(super) key: Key,
+}
+
+/// The entries that exist in the bucket: what a new index would adopt.
+pub(super) async fn existing(registry: &Registry) -> Result<Vec<Existing>> {
+    let mut existing = Vec::new();
+    for list in RosterList::ALL {
+        let history = listed(registry, &list.prefix()).await?;
+        for history in history.chunk_by(|one, other| one.name == other.name) {
+            if let Some(Listed { key, name, deleted: false, .. }) = newest(history) {
+                existing.push(Existing { list, name: name.clone(), key: key.clone() });
+            }
+        }
+    }
+    Ok(existing)
+}
+
+/// An entry with what its object says; `None` where that is gone, as something outranked it.
+pub(super) async fn read(registry: &Registry, entry: Existing) -> Result<Option<(Existing, Bytes)>> {
+    let body = found(read_small(&registry.store, &entry.key, MAX_ENTRY).await)?;
+    Ok(body.map(|body| (entry, body)))
+}
+
+/// The one of an entry's revisions that says what it is.
+fn newest(history: &[Listed]) -> Option<&Listed> {
+    history.iter().find(|listed| listed.counts)
+}
+
 /// How many accounts and rules were adopted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct AdoptedRoster {
@@ -232,7 +264,7 @@ pub(crate) async fn reconcile(registry: &Registry) -> Result<AdoptedRoster> {
             RosterList::Rules => &mut adopted.rules,
         };
         for history in history.chunk_by(|one, other| one.name == other.name) {
-            let Some(newest) = history.iter().find(|listed| listed.counts) else { continue };
+            let Some(newest) = newest(history) else { continue };
             if !newest.deleted {
                 writes.push(adopt(registry, &lease, list, newest).await?);
                 *count += 1;

@@ -15,7 +15,9 @@ use berth::{
 };
 
 use crate::{
+    redis_server,
     rules_bench::{self as bench, Bench, code, kinds},
+    s3_server,
     wrappers::How,
 };
 
@@ -220,4 +222,27 @@ async fn a_look_costs_one_round_trip() {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     watching.abort();
+}
+
+#[tokio::test]
+async fn while_the_index_is_away_the_bucket_says_who_there_is() {
+    let (mut redis, bucket) = (redis_server::start().await, s3_server::start().await);
+    let bench = bench::over(&redis, &bucket, bench::options()).await;
+    let (a, b) = (Roster::new(Arc::clone(&bench.a)), Roster::new(Arc::clone(&bench.b)));
+    for account in ["ci", "gone"] {
+        create(&a, account).await.unwrap();
+    }
+    assert_eq!(b.current().await.unwrap().accounts.len(), 2);
+    // The other replica doesn't see this before the index is away.
+    Doing::Disable.run(&a).await.unwrap();
+    a.delete_account(&ROOT, &name("gone")).await.unwrap();
+    redis.stop();
+    let seen = b.current().await.unwrap();
+    assert!(seen.accounts[&name("ci")].disabled);
+    assert!(!seen.accounts.contains_key(&name("gone")));
+    // Nor does it take having seen any before; and nothing changes meanwhile.
+    let fresh = Roster::new(Arc::clone(&bench.b)).current().await.unwrap();
+    assert_eq!((&fresh.accounts, &fresh.rules), (&seen.accounts, &seen.rules));
+    assert_eq!(code(create(&b, "more").await), Code::Suspect);
+    assert_eq!(b.current().await.unwrap(), seen);
 }

@@ -97,6 +97,11 @@ async fn the_admin_listener_speaks_tls_where_it_should() {
     let berth = authority.setup(&[("BERTH_ADMIN__TLS", "true")]).start_with_admin_tls();
     let client = authority.client(berth.admin());
     client.get("/metrics").await.expect(200);
+    let mut health = std::process::Command::new(env!("CARGO_BIN_EXE_berth"));
+    let (certificate, key) = (authority.path("one.crt"), authority.path("one.key"));
+    health.arg("health").envs([("BERTH_ADMIN__TLS", "true"), ("BERTH_ADMIN__LISTEN", &berth.admin().to_string())]);
+    let health = health.env("BERTH_TLS__CERTIFICATE", certificate).env("BERTH_TLS__KEY", key).output().unwrap();
+    assert!(health.status.success(), "{health:?}");
     let lacks = Setup::of(&[("BERTH_ADMIN__TLS", "true")]).refused().1;
     assert!(lacks.contains("admin.tls (BERTH_ADMIN__TLS): found without tls.certificate"), "{lacks}");
 }
