@@ -111,11 +111,18 @@ impl Activity {
         }
     }
 
-    /// Whether no request was begun on it that an end would break off.
-    pub(super) fn has_no_request(&self) -> bool {
-        // HTTP/2 says goodbye by itself, and a response may still be on its way out.
+    /// Whether it is an HTTP/1 connection without a request. (HTTP/2 has a way to say goodbye that crosses with
+    /// nothing.)
+    pub(super) fn is_idle(&self) -> bool {
+        // A response may still be on its way out.
         let is_quiet = self.requests.load(Relaxed) == 0 && !self.is_blocked.load(Relaxed);
-        is_quiet && self.in_head.load(Relaxed) && !self.is_http2.load(Relaxed)
+        is_quiet && !self.is_http2.load(Relaxed)
+    }
+
+    /// Whether it [is idle](Self::is_idle), and at most a part of a request's head has come since the last one:
+    /// there is nothing that an end would break off.
+    pub(super) fn has_begun_none(&self) -> bool {
+        self.is_idle() && self.in_head.load(Relaxed)
     }
 
     pub(super) fn judge(&self, patience: &Patience) -> Verdict {

@@ -1,9 +1,12 @@
 //! One connection, from its first byte to its end.
 
-use std::{convert::Infallible, net::SocketAddr, pin::pin, sync::Arc};
+use std::{convert::Infallible, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
 use axum::{Router, body::Body};
-use http::{Request, Response, Version, header::EXPECT};
+use http::{
+    HeaderValue, Request, Response, Version,
+    header::{CONNECTION, EXPECT},
+};
 use http_body::Body as _;
 use hyper::service::Service;
 use hyper_util::{
@@ -63,6 +66,8 @@ pub(super) struct Client {
 pub(super) struct Shared {
     pub(super) builder: Builder<TokioExecutor>,
     pub(super) patience: Patience,
+    /// For how long a kept connection still takes a request after the end was asked for.
+    pub(super) parting: Duration,
     pub(super) metrics: Arc<Metrics>,
 }
 
@@ -94,22 +99,33 @@ where
         activity: activity.clone(),
         client,
         patience: shared.patience,
+        phase: phase.clone(),
     };
     let io = TokioIo::new(Watched::new(io, activity.clone()));
     let mut connection = pin!(shared.builder.serve_connection(io, service));
     let mut timer = pin!(sleep_until(Instant::now() + shared.patience.head.min(shared.patience.stall)));
-    let mut is_closing = false;
+    let (mut is_closing, mut is_parting) = (false, false);
     loop {
         tokio::select! {
             // How a connection ended is the client's affair; what it broke off is in the access log.
             _ = connection.as_mut() => return,
             Ok(()) = phase.changed() => match *phase.borrow_and_update() {
                 Phase::Serve => {}
-                Phase::Finish if activity.has_no_request() => return,
+                // Closed now, it would cross with a request that is on its way, and a proxy doesn't send a POST
+                // a second time. So that request is answered, and told that it was the last.
+                Phase::Finish if activity.is_idle() => {
+                    is_parting = true;
+                    timer.as_mut().reset(Instant::now() + shared.parting);
+                }
                 Phase::Finish => connection.as_mut().graceful_shutdown(),
                 Phase::Cut => return,
             },
             () = timer.as_mut() => match activity.judge(&shared.patience) {
+                _ if is_parting && activity.has_begun_none() => return,
+                _ if is_parting => {
+                    is_parting = false;
+                    connection.as_mut().graceful_shutdown();
+                }
                 Verdict::Leave(until) => timer.as_mut().reset(until),
                 // An HTTP/2 client gets to know, and one that doesn't answer has had its time.
                 Verdict::Close if !is_closing => {
@@ -133,6 +149,8 @@ struct Requests {
     activity: Arc<Activity>,
     client: Client,
     patience: Patience,
+    /// Changes when the end is asked for.
+    phase: watch::Receiver<Phase>,
 }
 
 impl Service<Request<hyper::body::Incoming>> for Requests {
@@ -153,13 +171,19 @@ impl Service<Request<hyper::body::Incoming>> for Requests {
         });
         request.extensions_mut().insert(Peer(self.client.peer));
         request.extensions_mut().insert(self.client.scheme);
-        Box::pin(answer(self.router.call(request), turn))
+        let is_last = !is_http2 && self.phase.has_changed().unwrap_or(true);
+        Box::pin(answer(self.router.call(request), turn, is_last))
     }
 }
 
 async fn answer(
     response: impl Future<Output = Result<Response<Body>, Infallible>>,
     turn: Turn,
+    is_last: bool,
 ) -> Result<Response<Outgoing>, Infallible> {
-    Ok(response.await?.map(|body| Outgoing::new(body, turn)))
+    let mut response = response.await?.map(|body| Outgoing::new(body, turn));
+    if is_last {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    Ok(response)
 }

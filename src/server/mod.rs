@@ -63,6 +63,10 @@ const ADMIN_CONNECTIONS: usize = 256;
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
+/// For how long a kept connection still takes a request after the end was asked for: a proxy that has many of them
+/// uses each again within that time, if it uses it at all, and hears that it was the last.
+const PARTING: Duration = Duration::from_secs(1);
+
 /// How long connections to the admin listeners get to finish after everything else has ended.
 const ADMIN_DRAIN: Duration = Duration::from_secs(1);
 
@@ -174,7 +178,8 @@ pub async fn serve(
 ) -> End {
     let patience =
         Patience { head: options.head_timeout, idle: options.idle_timeout, stall: options.body_idle_timeout };
-    let shared = Arc::new(Shared { builder: connection::builder(), patience, metrics });
+    let parting = PARTING.min(options.drain_timeout / 2);
+    let shared = Arc::new(Shared { builder: connection::builder(), patience, parting, metrics });
     let public = Side::new(Role::Public, options.connections, shared.clone());
     let admin = Side::new(Role::Admin, ADMIN_CONNECTIONS, shared);
     for listener in listeners {

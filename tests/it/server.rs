@@ -302,11 +302,18 @@ async fn a_drain_lets_requests_finish_and_nobody_in() {
     running.write_all(b"GET /slow HTTP/1.1\r\nhost: r\r\n\r\n").await.unwrap();
     begins.recv().await.unwrap();
     eventually(|| server.metric("berth_connections{listener=\"public\"} ") == Some(3.0)).await;
+    let mut crossing = server.connect().await;
+    crossing.write_all(b"GET /hello HTTP/1.1\r\nhost: r\r\n\r\n").await.unwrap();
+    until(&mut crossing, "hello").await;
 
     server.drain.ask();
+    // A request that the end crosses with on its way is answered, and is the last.
+    while TcpStream::connect(server.public).await.is_ok() {}
+    crossing.write_all(b"POST /hello HTTP/1.1\r\nhost: r\r\ncontent-length: 2\r\n\r\nhi").await.unwrap();
+    let last = rest(&mut crossing).await;
+    assert!(last.starts_with("HTTP/1.1 ") && last.contains("connection: close"), "{last}");
     assert_eq!(rest(&mut idle).await, "");
     assert_eq!(rest(&mut fresh).await, "");
-    assert!(TcpStream::connect(server.public).await.is_err());
     let ready = server.admin("/readyz").await;
     assert!(ready.starts_with("HTTP/1.1 503 ") && ready.contains("draining"), "{ready}");
     assert!(server.admin("/livez").await.starts_with("HTTP/1.1 200 "));

@@ -289,7 +289,12 @@ async fn an_upload_begun_by_one_process_is_completed_by_another() {
         let store = place.open().await;
         store.complete(&key, &upload, &parts).await.expect("complete again, elsewhere");
         let late = store.put_part(&key, &upload, 0, size, part(0)).await;
-        assert!(matches!(late, Err(StorageError::NotFound(_))), "{late:?}");
+        let is_refused = match place {
+            // It hangs up while the part is still being sent, so its answer may get lost.
+            Place::Gateway(_) => matches!(late, Err(StorageError::NotFound(_) | StorageError::Unavailable(..))),
+            Place::Directory { .. } | Place::Bucket(_) => matches!(late, Err(StorageError::NotFound(_))),
+        };
+        assert!(is_refused, "{late:?}");
         assert!(whole(&store, &key).await.expect("read") == bytes);
     }
 }
