@@ -12,7 +12,7 @@ use crate::{
     api::{self, cors::Origins, health::Readiness, observe::Observer},
     auth::AccessRules,
     config::{self, Ceiling, Config, IndexUrl, StorageUrl},
-    epoch::{self, Leases, Timing},
+    epoch::{self, Leases, Standing, Timing},
     error::Error,
     index::{
         Connect, IndexError,
@@ -44,6 +44,9 @@ pub enum StartError {
     /// A command that looks into a registry found none.
     #[error("storage.url: there is no registry in {}", .0.display())]
     Nothing(PathBuf),
+    /// A command that needs the bucket's own index found another, or none.
+    #[error("index.url: this isn't the index that the bucket names; `berth index status` says more")]
+    OtherIndex,
     /// The store can't be used.
     #[error("storage.url: {0}")]
     Store(#[from] StorageError),
@@ -117,7 +120,8 @@ impl App {
         let metrics = Metrics::new(env!("CARGO_PKG_VERSION"));
         let store = Arc::new(MeteredStore::new(open_store(&config, Use::Serve).await?, &metrics.store));
         let index = Arc::new(MeteredConnect::new(open_index(&config)?, &metrics.index));
-        let registry = Registry::open(store, index, options(&config), other).await?;
+        let options = Options { collected: metrics.collected.clone(), ..options(&config) };
+        let registry = Registry::open(store, index, options, other).await?;
         Ok(Self { registry, config, metrics, readiness: Readiness::new() })
     }
 
@@ -144,6 +148,7 @@ impl App {
         self.announce(&listeners);
         let background = [
             tokio::spawn(worker::work(Arc::clone(&self.registry))),
+            tokio::spawn(worker::collect(Arc::clone(&self.registry))),
             tokio::spawn(reconcile_all(Arc::clone(&self.registry))),
             tokio::spawn(watch(Arc::clone(&self.registry), self.readiness.clone(), Arc::clone(&self.metrics))),
         ];
@@ -201,6 +206,19 @@ pub async fn open_inspector(config: &Config) -> Result<Inspector, StartError> {
     let is_there = config.index_directory().is_none_or(|directory| Embedded::exists(&absolute(&directory)));
     let index = if is_there { Some(open_index(config)?) } else { None };
     Ok(Inspector::open(store, index, options(config).timing).await)
+}
+
+/// Opens the registry that the configuration names, and makes none: its index must be the bucket's own.
+pub async fn open_existing(config: &Config) -> Result<Arc<Registry>, StartError> {
+    require_bucket(config)?;
+    let (store, index) = (open_store(config, Use::Look).await?, open_index(config)?);
+    let standing = Arc::new(Leases::new(Arc::clone(&store), Arc::clone(&index), options(config).timing));
+    match standing.standing().await? {
+        Standing::Ours(_) => Ok(Registry::open(store, index, options(config), OtherIndex::Refuse).await?),
+        Standing::Fresh | Standing::Unserved(_) | Standing::Replaced(..) | Standing::Others(..) => {
+            Err(StartError::OtherIndex)
+        }
+    }
 }
 
 /// Refuses a directory that isn't there, which opening it would make.
@@ -272,7 +290,7 @@ fn read_pem(
 }
 
 fn options(config: &Config) -> Options {
-    let Config { index, limits, tags, .. } = config;
+    let Config { index, limits, tags, collect, .. } = config;
     Options {
         timing: Timing { lease: *index.lease, deadline: *index.write_deadline, margin: *index.margin },
         upload_memory: limits.upload_memory.0.0 as usize,
@@ -283,7 +301,8 @@ fn options(config: &Config) -> Options {
         },
         manifest_cache: limits.manifest_cache.0.0,
         upload_expiry: *limits.upload_expiry,
-        grace: *limits.grace,
+        grace: *collect.grace,
+        collect_period: *collect.period,
         history: tags.history.get() as usize,
         immutable_tags: tags.immutable.iter().map(|pattern| pattern.0.clone()).collect(),
         ..Options::default()

@@ -3,6 +3,7 @@
 //! Each command is one variant here and one file beside this one. Nothing here does the work.
 
 mod config;
+mod gc;
 mod health;
 mod index;
 mod inspect;
@@ -35,6 +36,7 @@ Examples:
                                               a setting from the environment
   berth config check                          what counts, and where each setting came from
   berth index rebuild                         fill a new index from the bucket
+  berth gc run --dry-run                      what nothing needs, and why
   berth inspect tag team/app:v1               what index and bucket say of a tag
 
 Configuration:
@@ -62,6 +64,9 @@ enum Command {
     /// Look at the configuration.
     #[command(subcommand)]
     Config(config::Command),
+    /// Look at what nothing needs, or remove it.
+    #[command(subcommand)]
+    Gc(gc::Command),
     /// Look at the index, or fill a new one from the bucket.
     #[command(subcommand)]
     Index(index::Command),
@@ -170,6 +175,7 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
     match arguments.command {
         Command::Serve => serve::serve(load(args)?),
         Command::Config(command) => config::run(&command, args),
+        Command::Gc(command) => gc::run(&command, &load(args)?),
         Command::Index(command) => index::run(&command, load(args)?),
         Command::Health => health::run(&load(args)?.config),
         Command::Inspect(arguments) => inspect::run(&arguments, args),
