@@ -1,5 +1,7 @@
 //! The wiring: from the configuration to a running registry. The only place that knows all parts.
 
+mod access;
+
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
@@ -8,23 +10,36 @@ use std::{
 
 use axum::Router;
 
+use self::access::Access;
+pub use self::access::{AccessError, Reload, key_file_in};
 use crate::{
-    api::{self, cors::Origins, health::Readiness, observe::Observer},
-    auth::AccessRules,
-    config::{self, Ceiling, Config, IndexUrl, StorageUrl},
+    api::{
+        self,
+        admin::{AdminApi, Trust},
+        cors::Origins,
+        health::Readiness,
+        observe::Observer,
+        origin::Proxies,
+    },
+    auth::{
+        AccessRules, Authority, Logins, UnusableCa,
+        oidc::{Issuers, Pace},
+    },
+    config::{self, Ceiling, Config, IndexUrl, StorageUrl, TlsVersion},
     epoch::{self, Leases, Standing, Timing},
     error::Error,
     index::{
         Connect, IndexError,
         embedded::Embedded,
         metered::MeteredConnect,
-        redis::{Redis, Tls},
+        redis::{Redis, Tls as IndexTls},
     },
     inspect::Inspector,
     reconcile,
     redirect::{Redirects, cloudfront::UnfitKey},
     registry::{Options, OtherIndex, Registry},
-    server::{self, Drain, End, Listener},
+    roster::{AccountLogins, Roster},
+    server::{self, Drain, End, Listener, Tls},
     storage::{
         StorageError, Store,
         local::{Local, OpenError},
@@ -79,9 +94,18 @@ pub enum StartError {
     /// The registry in that store can't be served.
     #[error("{}", .0.cause.as_ref().unwrap_or(&.0.message))]
     Registry(Error),
+    /// An issuer's certificates can't be used.
+    #[error(transparent)]
+    Issuer(#[from] UnusableCa),
+    /// The certificate can't be used.
+    #[error(transparent)]
+    Tls(#[from] server::TlsError),
     /// A browser's origin is none.
     #[error("server.cors_origins: {0}")]
     Origin(#[from] api::cors::NotAnOrigin),
+    /// There is no saying who may do what.
+    #[error(transparent)]
+    Access(AccessError),
     /// The private key of a CDN can't be used.
     #[error("redirect.cdn.private_key: {0}")]
     Cdn(#[from] UnfitKey),
@@ -106,7 +130,11 @@ impl From<Error> for StartError {
 pub struct App {
     /// What is served.
     pub registry: Arc<Registry>,
+    roster: Arc<Roster>,
+    access: Access,
+    reload: Option<Reload>,
     config: Config,
+    tls: Option<Tls>,
     metrics: Arc<Metrics>,
     readiness: Readiness,
 }
@@ -117,22 +145,37 @@ const LOOK: Duration = Duration::from_secs(5);
 impl App {
     /// Opens the store and the index that the configuration names, and the registry in them.
     pub async fn open(config: Config, other: OtherIndex) -> Result<Self, StartError> {
+        access::check(&config).map_err(StartError::Access)?;
+        let tls = open_tls(&config)?;
         let metrics = Metrics::new(env!("CARGO_PKG_VERSION"));
         let store = Arc::new(MeteredStore::new(open_store(&config, Use::Serve).await?, &metrics.store));
         let index = Arc::new(MeteredConnect::new(open_index(&config)?, &metrics.index));
         let options = Options { collected: metrics.collected.clone(), ..options(&config) };
         let registry = Registry::open(store, index, options, other).await?;
-        Ok(Self { registry, config, metrics, readiness: Readiness::new() })
+        let roster = Arc::new(Roster::new(Arc::clone(&registry)));
+        let issuers = Issuers::open(&config.auth.oidc, Pace::default())?;
+        // Kinds of password that cost little are asked first.
+        let logins: Vec<Arc<dyn Logins>> = vec![Arc::new(AccountLogins(Arc::clone(&roster))), Arc::new(issuers)];
+        let access = Access::open(&config, logins)?;
+        roster.govern(&access.authority);
+        // Nobody is refused for want of a rule that was made before this start.
+        roster.current().await?;
+        Ok(Self { registry, roster, access, reload: None, config, tls, metrics, readiness: Readiness::new() })
+    }
+
+    /// The same, going by what `reload` finds as it changes, as far as it is about access.
+    pub fn reloading(self, reload: Reload) -> Self {
+        Self { reload: Some(reload), ..self }
     }
 
     /// Everything that clients reach: the API, and health.
     pub fn router(&self) -> Result<Router, StartError> {
-        let anonymous = self.config.auth.anonymous.role();
-        let access = AccessRules::new(anonymous, self.config.auth.rules.values().cloned());
         let origins: Vec<String> = self.config.server.cors_origins.iter().map(ToString::to_string).collect();
         let redirects = Redirects::new(&self.config.redirect)?;
-        let api = Origins::parse(&origins)?.around(api::router(Arc::clone(&self.registry), access, redirects));
-        let observer = Observer::new(Arc::clone(&self.metrics), self.config.limits.requests.get() as usize);
+        let api = api::router(Arc::clone(&self.registry), Arc::clone(&self.access.authority), redirects);
+        let api = Origins::parse(&origins)?.around(api);
+        let limit = self.config.limits.requests.get() as usize;
+        let observer = Observer::new(Arc::clone(&self.metrics), limit, self.proxies());
         Ok(observer.around(api.merge(api::health::health_routes(self.readiness.clone()))))
     }
 
@@ -141,17 +184,24 @@ impl App {
         let router = self.router()?;
         let mut listeners = Vec::new();
         for &address in self.config.server.listen.iter() {
-            listeners.push(listen(address, server::Role::Public, router.clone()).await?);
+            listeners.push(listen(address, server::Role::Public, router.clone(), self.tls.clone()).await?);
         }
         let admin = api::health::admin_router(Arc::clone(&self.metrics), self.readiness.clone());
-        listeners.push(listen(*self.config.admin.listen, server::Role::Admin, admin).await?);
+        let admin = admin.merge(api::admin::router(self.admin_api()));
+        let admin_tls = self.tls.clone().filter(|_| self.config.admin.tls);
+        listeners.push(listen(*self.config.admin.listen, server::Role::Admin, admin, admin_tls).await?);
         self.announce(&listeners);
-        let background = [
+        let mut background = vec![
             tokio::spawn(worker::work(Arc::clone(&self.registry))),
             tokio::spawn(worker::collect(Arc::clone(&self.registry))),
             tokio::spawn(reconcile_all(Arc::clone(&self.registry))),
             tokio::spawn(watch(Arc::clone(&self.registry), self.readiness.clone(), Arc::clone(&self.metrics))),
+            tokio::spawn(keep_up(Arc::clone(&self.roster))),
         ];
+        background.extend(self.tls.clone().map(|tls| tokio::spawn(tls.follow_files())));
+        if let Some(reload) = self.reload.clone() {
+            background.push(tokio::spawn(self.access.clone().keep_up(reload)));
+        }
         self.readiness.started();
         let limits = &self.config.limits;
         let options = server::Options {
@@ -168,6 +218,20 @@ impl App {
         Ok(end)
     }
 
+    fn admin_api(&self) -> Arc<AdminApi> {
+        let is_loopback = self.config.admin.listen.ip().to_canonical().is_loopback();
+        let trust = if is_loopback { Trust::Machine } else { Trust::Nobody };
+        let (roster, authority) = (Arc::clone(&self.roster), Arc::clone(&self.access.authority));
+        Arc::new(AdminApi { roster, authority, trust })
+    }
+
+    /// Whom the configuration believes on who a client is.
+    fn proxies(&self) -> Proxies {
+        let server = &self.config.server;
+        let trusted = server.trusted_proxies.iter().map(|network| network.0);
+        Proxies::new(trusted, server.public_url.as_ref().map(|url| url.as_str()))
+    }
+
     fn announce(&self, listeners: &[Listener]) {
         let data = match &*self.config.storage.url {
             StorageUrl::File(path) => absolute(path).display().to_string(),
@@ -175,10 +239,20 @@ impl App {
         };
         for listener in listeners {
             if let Ok(address) = listener.address() {
-                tracing::info!(%address, role = listener.role(), data, "listening");
+                tracing::info!(%address, role = listener.role(), scheme = listener.scheme(), data, "listening");
             }
         }
     }
+}
+
+/// Opens the store and the index to manage accounts and rules, beside running replicas or without any. Makes
+/// both where there are none yet.
+pub async fn open_admin_api(config: &Config) -> Result<AdminApi, StartError> {
+    let (store, index) = (open_store(config, Use::Serve).await?, open_index(config)?);
+    let registry = Registry::open(store, index, options(config), OtherIndex::Refuse).await?;
+    let (roster, authority) = (Roster::new(registry), Authority::of_rules(AccessRules::configured(&config.auth))?);
+    roster.govern(&authority);
+    Ok(AdminApi { roster: Arc::new(roster), authority, trust: Trust::Nobody })
 }
 
 /// Makes the configured index the bucket's own in a new epoch, empty, whatever it was before: to be filled
@@ -229,8 +303,31 @@ fn require_bucket(config: &Config) -> Result<(), StartError> {
     }
 }
 
-async fn listen(address: std::net::SocketAddr, role: server::Role, router: Router) -> Result<Listener, StartError> {
-    Listener::bind(address, role, router).await.map_err(|source| StartError::Listen { address, source })
+async fn listen(
+    address: std::net::SocketAddr,
+    role: server::Role,
+    router: Router,
+    tls: Option<Tls>,
+) -> Result<Listener, StartError> {
+    let listener = Listener::bind(address, role, router).await;
+    let listener = listener.map_err(|source| StartError::Listen { address, source })?;
+    Ok(match tls {
+        Some(tls) => listener.with_tls(tls),
+        None => listener,
+    })
+}
+
+/// TLS, where the configuration names a certificate.
+fn open_tls(config: &Config) -> Result<Option<Tls>, StartError> {
+    let Some((certificate, key)) = config.tls.certificate.as_ref().zip(config.tls.key.as_ref()) else {
+        return Ok(None);
+    };
+    let oldest = match config.tls.min_version {
+        TlsVersion::Tls12 => server::Oldest::Tls12,
+        TlsVersion::Tls13 => server::Oldest::Tls13,
+    };
+    let files = server::Files { certificate: absolute(certificate), key: absolute(key) };
+    Ok(Some(Tls::open(files, oldest)?))
 }
 
 /// What a store is opened for.
@@ -238,7 +335,7 @@ async fn listen(address: std::net::SocketAddr, role: server::Role, router: Route
 enum Use {
     /// To look into it, and change nothing.
     Look,
-    /// To serve from it: a bucket's rights are tried out, so that a missing one is said at the start.
+    /// To serve from it, or to change something: a bucket's rights are tried out, so that a missing one is said at the start.
     Serve,
 }
 
@@ -264,9 +361,9 @@ fn open_index(config: &Config) -> Result<Arc<dyn Connect>, StartError> {
     Ok(Arc::new(Embedded::open(&absolute(&directory), config.storage.sync)?))
 }
 
-fn index_tls(index: &config::Index) -> Result<Tls, StartError> {
-    let certificates = |key, path: &Path| read_pem(key, path, Tls::is_certificate, "certificates in PEM");
-    let private_key = |key, path: &Path| read_pem(key, path, Tls::is_key, "a private key in PEM");
+fn index_tls(index: &config::Index) -> Result<IndexTls, StartError> {
+    let certificates = |key, path: &Path| read_pem(key, path, IndexTls::is_certificate, "certificates in PEM");
+    let private_key = |key, path: &Path| read_pem(key, path, IndexTls::is_key, "a private key in PEM");
     let ca = index.ca.as_ref().map(|path| certificates("index.ca", path)).transpose()?;
     let own = match (&index.certificate, &index.key) {
         (Some(certificate), Some(key)) => {
@@ -274,7 +371,7 @@ fn index_tls(index: &config::Index) -> Result<Tls, StartError> {
         }
         _ => None,
     };
-    Ok(Tls { ca, own })
+    Ok(IndexTls { ca, own })
 }
 
 /// Reads a file that the setting `key` names, and refuses it unless it `fits`.
@@ -320,7 +417,7 @@ async fn reconcile_all(registry: Arc<Registry>) {
             Ok(true) => {}
             Ok(false) => match reconcile::walk(&registry, |_, _| {}).await {
                 Ok(walked) => {
-                    let reconcile::Walked { repositories, adopted } = walked;
+                    let reconcile::Walked { repositories, adopted, roster: _ } = walked;
                     let reconcile::Adopted { links, manifests, tags, dangling } = adopted;
                     if repositories > 0 {
                         tracing::info!(
@@ -339,6 +436,11 @@ async fn reconcile_all(registry: Arc<Registry>) {
         }
         tokio::time::sleep(LOOK).await;
     }
+}
+
+/// Sees what other replicas change in the roster.
+async fn keep_up(roster: Arc<Roster>) {
+    roster.watch().await;
 }
 
 /// Says through health and metrics whether all, a part or nothing can be served, as soon as that changes.

@@ -139,7 +139,7 @@ fn kind(key: &Key) -> &'static str {
         Key::Link { .. } => "link",
         Key::Manifest { .. } => "manifest",
         Key::Tag { .. } => "revision",
-        Key::Format | Key::Epoch(_) | Key::Probe(_) => "other",
+        Key::Format | Key::Entry { .. } | Key::Epoch(_) | Key::Probe(_) => "other",
     }
 }
 

@@ -1,6 +1,8 @@
 //! The one error that a request can end with: a code of the protocol, a sentence for the client, and a
 //! cause that only the log sees.
 
+use std::time::Duration;
+
 use crate::{
     index::IndexError,
     oci::{digest::InvalidDigest, manifest::InvalidManifest, name::InvalidName, name::InvalidTag},
@@ -40,12 +42,24 @@ pub enum Code {
     TagInvalid,
     /// More tags in one request than it may have.
     TooManyTags,
-    /// No right to do this, whether the thing exists or not.
+    /// Somebody has to say who they are, or what they said is wrong.
     Unauthorized,
+    /// A token that isn't believed; another one may be.
+    InvalidToken,
+    /// What was shown is believed, and gives no right to this, whether the thing exists or not.
+    InsufficientScope,
     /// Policy forbids it to everyone.
     Denied,
+    /// What the admin API is asked to do isn't said as it should be.
+    RequestInvalid,
+    /// There is something of that name already.
+    Conflict,
     /// The method is not one of this resource.
     Unsupported,
+    /// What is asked of the token service is nothing that it does.
+    TokenRequestInvalid,
+    /// Wrong too often; the caller has to wait.
+    TooManyRequests,
     /// Try again later: what is needed is away, or too much is going on.
     Unavailable,
     /// The index can't be believed now, so only what the bucket can answer is answered. For a client the
@@ -75,8 +89,13 @@ impl Code {
             Self::TagInvalid => ("TAG_INVALID", 400),
             Self::TooManyTags => ("TAG_INVALID", 414),
             Self::Unauthorized => ("UNAUTHORIZED", 401),
+            Self::InvalidToken | Self::InsufficientScope => ("UNAUTHORIZED", 401),
             Self::Denied => ("DENIED", 403),
+            Self::RequestInvalid => ("REQUEST_INVALID", 400),
+            Self::Conflict => ("CONFLICT", 409),
             Self::Unsupported => ("UNSUPPORTED", 405),
+            Self::TokenRequestInvalid => ("UNSUPPORTED", 400),
+            Self::TooManyRequests => ("TOOMANYREQUESTS", 429),
             Self::Unavailable | Self::Suspect => ("UNAVAILABLE", 503),
             Self::Unknown => ("UNKNOWN", 500),
         }
@@ -95,6 +114,8 @@ pub struct Error {
     pub detail: Option<serde_json::Value>,
     /// What the log is told.
     pub cause: Option<String>,
+    /// After how long it may be tried again, where that is known.
+    pub retry_after: Option<Duration>,
 }
 
 /// What the rules return.
@@ -103,7 +124,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 impl Error {
     /// An error with nothing but a code and a sentence.
     pub fn new(code: Code, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), detail: None, cause: None }
+        Self { code, message: message.into(), detail: None, cause: None, retry_after: None }
     }
 
     /// The same with something for the protocol's `detail`.

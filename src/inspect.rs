@@ -12,8 +12,8 @@ use futures_util::TryStreamExt;
 use ulid::Ulid;
 
 pub use report::{
-    About, BlobFacts, BlobReport, Counts, DataReport, IndexState, KeyReport, ManifestFacts, ManifestReport, Object,
-    RevisionReport, TagFacts, TagReport, Verify,
+    About, BlobFacts, BlobReport, Counts, DataReport, EntryReport, IndexState, KeyReport, ManifestFacts,
+    ManifestReport, Object, RevisionReport, TagFacts, TagReport, Verify,
 };
 
 use crate::{
@@ -21,11 +21,15 @@ use crate::{
     error::Result,
     index::{
         Ask, Connect, Fact, Shard,
-        facts::{self, AttemptFact, DataFact, DataState, IntentFact, TagFact, TrashFact},
+        facts::{self, AttemptFact, DataFact, DataState, EntryFact, IntentFact, TagFact, TrashFact},
     },
     oci::{Digest, Hasher, Manifest, RepositoryName, Tag, manifest::MAX_MANIFEST},
     registry::found,
-    storage::{DataKey, Key, Stat, Store, key, read_small},
+    storage::{
+        DataKey, Key, Stat, Store, StoreTime,
+        key::{self, EntryName, RosterList},
+        read_small,
+    },
 };
 
 /// Looks into a bucket, and into an index if it is the bucket's own.
@@ -78,6 +82,9 @@ impl Inspector {
             counts.trash += members(lease, shard, &lease.names.trash()).await?.len();
             counts.trims += members(lease, shard, &lease.names.trims()).await?.len();
         }
+        let shard = lease.names.roster_shard();
+        counts.accounts = members(lease, shard, &lease.names.roster(RosterList::Accounts)).await?.len();
+        counts.rules = members(lease, shard, &lease.names.roster(RosterList::Rules)).await?.len();
         Ok(Some(counts))
     }
 
@@ -266,6 +273,7 @@ impl Inspector {
             Key::Link { repository, digest, .. } => About::Blob(self.blob(repository, digest, verify).await?),
             Key::Manifest { repository, digest, .. } => About::Manifest(self.manifest(repository, digest).await?),
             Key::Tag { repository, tag, .. } => About::Tag(self.tag(repository, tag).await?),
+            Key::Entry { roster, name, deadline, .. } => About::Entry(self.entry(key, *roster, name, *deadline).await?),
             Key::Epoch(_) => About::Epoch(match self.store.stat(key).await? {
                 Some(_) => Some(read_json(&self.store, key).await?),
                 None => None,
@@ -274,6 +282,19 @@ impl Inspector {
         };
         let object = self.store.stat(key).await?.map(|stat| object(key, stat));
         Ok(KeyReport { key: key.to_string(), object, about })
+    }
+
+    /// A revision of an account or a rule. What it says is not shown: hashes of secrets are in it.
+    async fn entry(&self, key: &Key, roster: RosterList, name: &EntryName, deadline: StoreTime) -> Result<EntryReport> {
+        let stat = self.store.stat(key).await?;
+        let mut is_current = None;
+        if let Some(lease) = self.lease.as_deref() {
+            let fact = value(lease, lease.names.roster_shard(), lease.names.entry(roster, name)).await?;
+            let fact = fact.map(|bytes| facts::decode::<EntryFact<serde::de::IgnoredAny>>(&bytes)).transpose()?;
+            is_current = Some(fact.is_some_and(|fact| fact.object == key.to_string()));
+        }
+        let counts = stat.map(|stat| stat.modified <= deadline);
+        Ok(EntryReport { roster, name: name.clone(), counts, is_current })
     }
 
     /// All of our keys under a prefix.

@@ -20,6 +20,7 @@ pub mod reader;
 pub mod reconcile;
 pub mod redirect;
 pub mod registry;
+pub mod roster;
 pub mod server;
 pub mod storage;
 pub mod tag;

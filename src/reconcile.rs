@@ -23,6 +23,7 @@ use crate::{
     manifest::needed,
     oci::{Digest, Manifest, RepositoryName, Tag, manifest::MAX_MANIFEST},
     registry::{Registry, Repository, found},
+    roster::{self, AdoptedRoster},
     storage::{DataKey, Key, Revision, key, read_small},
     tag::Reserved,
 };
@@ -37,6 +38,8 @@ pub struct Walked {
     pub repositories: usize,
     /// What was adopted in all of them.
     pub adopted: Adopted,
+    /// What was adopted of the roster.
+    pub roster: AdoptedRoster,
 }
 
 /// What was adopted.
@@ -52,9 +55,9 @@ pub struct Adopted {
     pub dangling: usize,
 }
 
-/// Reconciles every repository of the bucket, then settles the shards. `progress` is told of each.
+/// Reconciles the roster and every repository of the bucket, then settles the shards. `progress` is told of each.
 pub async fn walk(registry: &Arc<Registry>, mut progress: impl FnMut(&RepositoryName, Walked)) -> Result<Walked> {
-    let mut walked = Walked::default();
+    let mut walked = Walked { roster: roster::reconcile(registry).await?, ..Walked::default() };
     let mut repositories = Repositories::default();
     while let Some(name) = repositories.next(registry).await? {
         let adopted = registry.unreconciled(&name).await?.ensure_reconciled().await?;
@@ -78,13 +81,13 @@ async fn settle(lease: &Lease, shard: Shard) -> Result<()> {
     Ok(())
 }
 
-/// Makes the tags of a bucket that is a copy count: where copying has lost the time at which a tag's newest
-/// revision was written, a revision of this epoch is written that says the same. Only for a bucket that
-/// nobody else is using, before [`walk`]. Returns how many tags that were.
+/// Makes the tags and the roster of a bucket that is a copy count: where copying has lost the time at which the newest
+/// revision of one was written, a revision of this epoch is written that says the same. Only for a bucket that
+/// nobody else is using, before [`walk`]. Returns how many that were.
 ///
 /// A write that was never acknowledged, and came too late, may be what it finds: then it happens now.
 pub async fn restamp(registry: &Arc<Registry>) -> Result<usize> {
-    let mut restamped = 0;
+    let mut restamped = roster::restamp(registry).await?;
     let mut repositories = Repositories::default();
     while let Some(name) = repositories.next(registry).await? {
         restamped += registry.unreconciled(&name).await?.restamp_tags().await?;

@@ -16,7 +16,7 @@ use crate::{
     error::{Code, Error, Result},
     index::{Ask, Batch, Connect, IndexError, Outcome, Shard, Write},
     oci::{Digest, RepositoryName},
-    storage::{Key, StorageError, Store},
+    storage::{Key, StorageError, Store, StoreTime},
     telemetry::Collected,
     upload::memory::{Budget, Room},
 };
@@ -298,6 +298,25 @@ impl Registry {
                 _ => return Ok(Vec::from_iter(children)),
             }
         }
+    }
+
+    /// Writes objects that count only if the store takes them by `deadline`, side by side and with one body.
+    /// They count if this succeeds; an error means that they may count all the same.
+    pub(crate) async fn put_in_time(&self, keys: &[Key], body: Bytes, deadline: StoreTime) -> Result<()> {
+        let puts = keys.iter().map(|key| self.store.put(key, vec![body.clone()], Some(deadline)));
+        for put in futures_util::future::join_all(puts).await {
+            put?;
+        }
+        if self.store.now() < deadline.minus(self.options.timing.margin) {
+            return Ok(());
+        }
+        for key in keys {
+            let stat = self.store.stat(key).await?;
+            if stat.is_none_or(|stat| stat.modified > deadline) {
+                return Err(Error::unavailable(format!("{key} was written after its deadline")));
+            }
+        }
+        Ok(())
     }
 
     /// Whether a tag can't be moved or deleted once it exists.

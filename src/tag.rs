@@ -191,23 +191,8 @@ impl Repository {
     /// The second step: the revisions, side by side. An error means that they may count all the same.
     pub(crate) async fn write_revisions(&self, reserved: &Reserved, state: &TagState) -> Result<()> {
         let body = serde_json::to_vec(state).map_err(Error::internal)?;
-        let body = bytes::Bytes::from(body);
-        let deadline = reserved.fact.deadline;
         let keys: Vec<Key> = reserved.fact.tags.iter().map(|tag| reserved.revision_key(tag)).collect();
-        let puts = keys.iter().map(|key| self.store().put(key, vec![body.clone()], Some(deadline)));
-        for put in futures_util::future::join_all(puts).await {
-            put?;
-        }
-        if self.store().now() < deadline.minus(self.registry.options.timing.margin) {
-            return Ok(());
-        }
-        for key in &keys {
-            let stat = self.store().stat(key).await?;
-            if stat.is_none_or(|stat| stat.modified > deadline) {
-                return Err(Error::unavailable(format!("{key} was written after its deadline")));
-            }
-        }
-        Ok(())
+        self.registry.put_in_time(&keys, body.into(), reserved.fact.deadline).await
     }
 
     /// The third step of a delete, or of a recovery of one.

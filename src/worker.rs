@@ -22,6 +22,7 @@ use crate::{
         facts::{self, FinishedRound, Found, IntentFact, WorkFact},
     },
     registry::Registry,
+    roster,
     storage::Revision,
     tag::Reserved,
 };
@@ -55,9 +56,11 @@ enum Work {
     Attempts,
     /// Tags with more history than is kept.
     Histories,
+    /// Accounts and rules whose writers died.
+    Roster,
 }
 
-const ALL: [Work; 5] = [Work::Recover, Work::Trash, Work::Uploads, Work::Attempts, Work::Histories];
+const ALL: [Work; 6] = [Work::Recover, Work::Trash, Work::Uploads, Work::Attempts, Work::Histories, Work::Roster];
 
 impl Work {
     fn name(self) -> &'static str {
@@ -67,6 +70,7 @@ impl Work {
             Self::Uploads => "uploads",
             Self::Attempts => "attempts",
             Self::Histories => "histories",
+            Self::Roster => "roster",
         }
     }
 
@@ -77,6 +81,7 @@ impl Work {
             Self::Uploads => lease.names.uploads(),
             Self::Attempts => lease.names.attempts(),
             Self::Histories => lease.names.trims(),
+            Self::Roster => lease.names.pending(),
         }
     }
 
@@ -88,7 +93,7 @@ impl Work {
         };
         let timing = registry.options.timing;
         match self {
-            Self::Trash | Self::Histories => true,
+            Self::Trash | Self::Histories | Self::Roster => true,
             Self::Recover => age().is_none_or(|age| age > timing.deadline + timing.margin),
             Self::Uploads | Self::Attempts => age().is_none_or(|age| age > registry.options.upload_expiry),
         }
@@ -101,6 +106,7 @@ impl Work {
             Self::Uploads => collect::expire_uploads(registry, lease, shard).await,
             Self::Attempts => collect::expire_attempts(registry, lease, shard).await,
             Self::Histories => collect::trim_histories(registry, lease, shard).await,
+            Self::Roster => roster::recover(registry, lease).await,
         }
     }
 }

@@ -28,7 +28,7 @@ pub(super) fn incoming(body: Body) -> Incoming {
 /// Reads a body of at most `limit` bytes whole. A longer one is refused before anything of it is read, if it
 /// says so, and else as soon as it has come one chunk too far (CVE-2017-11468).
 pub(super) async fn read_whole(body: Body, limit: usize) -> Result<Bytes> {
-    let too_large = || Error::new(Code::TooLarge, format!("a manifest may have {limit} bytes at most"));
+    let too_large = || Error::new(Code::TooLarge, format!("this body may have {limit} bytes at most"));
     let announced = body.size_hint();
     if announced.lower() > limit as u64 {
         return Err(too_large());

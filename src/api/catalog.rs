@@ -16,7 +16,7 @@ pub(super) async fn list(call: &Call, page: Page) -> Result<Response> {
     if page.limit == 0 {
         return respond::json(&Catalog { repositories: &[] });
     }
-    let visible = |name: &RepositoryName| call.may_pull(name);
+    let visible = |name: &RepositoryName| call.may_see(name);
     let (names, more) = call.api.registry.catalog(page.after.as_deref(), page.limit, visible).await?;
     let mut response = respond::json(&Catalog { repositories: &names })?;
     if let Some(last) = names.last().filter(|_| more) {

@@ -10,18 +10,19 @@ use axum::{
     extract::{Request, State},
     response::Response,
 };
-use http::{HeaderMap, HeaderValue, Method, header::ALLOW};
+use http::{HeaderMap, HeaderValue, Method, header::ALLOW, request::Parts};
 use serde_json::json;
 
 use super::{
-    blobs, catalog, manifests,
-    observe::{Peer, RequestId, Seen},
+    blobs, catalog, challenge, manifests,
+    observe::{RequestId, Seen},
+    origin::Origin,
     referrers, respond,
     route::{Access, Route, Unroutable},
-    tags, uploads,
+    tags, token, uploads,
 };
 use crate::{
-    auth::{AccessRules, Grant, Identity},
+    auth::{Action, Authority, Caller, Grant},
     error::{Code, Error, Result},
     oci::RepositoryName,
     reader::Reader,
@@ -35,7 +36,7 @@ pub(super) struct Api {
     /// What is served.
     pub(super) registry: Arc<Registry>,
     /// Who may have it.
-    pub(super) access: AccessRules,
+    pub(super) authority: Arc<Authority>,
     /// Who fetches the bytes of blobs elsewhere; `None` where nobody does.
     pub(super) redirects: Option<Redirects>,
 }
@@ -43,7 +44,7 @@ pub(super) struct Api {
 /// One request that was allowed, as its handler needs it.
 pub(super) struct Call {
     pub(super) api: Arc<Api>,
-    pub(super) identity: Identity,
+    pub(super) caller: Caller,
     pub(super) grant: Grant,
     pub(super) headers: HeaderMap,
     /// The client's address, where it is known.
@@ -63,12 +64,17 @@ impl Call {
 
     /// Who asks, as tags' histories and uploads' ids know it.
     pub(super) fn by(&self) -> String {
-        self.identity.to_string()
+        self.caller.identity.to_string()
     }
 
     /// Whether the caller may pull from `name`.
     pub(super) fn may_pull(&self, name: &RepositoryName) -> bool {
-        self.api.access.may_pull(&self.identity, name)
+        self.api.authority.decide(&self.caller, name, Action::Pull).is_some()
+    }
+
+    /// Whether the caller may be told that there is a `name`.
+    pub(super) fn may_see(&self, name: &RepositoryName) -> bool {
+        self.api.authority.may_see(&self.caller, name)
     }
 }
 
@@ -77,17 +83,21 @@ pub(super) async fn answer(State(api): State<Arc<Api>>, request: Request) -> Res
     let (head, body) = request.into_parts();
     let id: Option<RequestId> = head.extensions.get().cloned();
     let is_head = head.method == Method::HEAD;
-    let route = Route::parse(&head.method, head.uri.path(), head.uri.query(), &head.headers);
-    let response = match route {
+    let response = match Route::parse(&head.method, head.uri.path(), head.uri.query(), &head.headers) {
         Ok(route) => {
-            let identity = Identity::ANONYMOUS;
-            let seen = seen(&route, &identity);
-            let client = head.extensions.get::<Peer>().map(|peer| peer.0.ip());
-            let done = match admit(&api.access, &route, &identity) {
-                Ok(grant) => serve(Call { api, identity, grant, headers: head.headers, client }, route, body).await,
-                Err(error) => Err(error),
+            let mut seen = seen(&route);
+            let response = match enter(&api, &head, &route, &mut seen).await {
+                Ok((caller, grant)) => {
+                    let client = token::address(&head);
+                    let call = Call { api, caller, grant, headers: head.headers, client };
+                    serve(call, route, body).await.unwrap_or_else(|error| respond::error(error, id.as_ref()))
+                }
+                Err(error) => {
+                    let origin = head.extensions.get::<Origin>();
+                    challenge::refuse(error, id.as_ref(), &api.authority, origin, &challenge::needed(&route))
+                }
             };
-            see(done.unwrap_or_else(|error| respond::error(error, id.as_ref())), seen)
+            see(response, seen)
         }
         Err(Unroutable::Refused(error)) => respond::error(error, id.as_ref()),
         Err(Unroutable::Method(allow)) => not_allowed(allow),
@@ -96,25 +106,21 @@ pub(super) async fn answer(State(api): State<Arc<Api>>, request: Request) -> Res
     if is_head { response.map(|_| Body::empty()) } else { response }
 }
 
-/// Decides whether the caller may do what the route does.
-fn admit(access: &AccessRules, route: &Route, identity: &Identity) -> Result<Grant> {
-    let (kind, name, action) = match route.access() {
-        Access::Repository(repository, action) => {
-            if let Some(grant) = access.decide(identity, repository, action) {
-                return Ok(grant);
-            }
-            ("repository", repository.as_str(), action.as_str())
-        }
-        Access::Any | Access::Catalog => {
-            if access.may_anything(identity) {
-                return Ok(Grant { create_only: true });
-            }
-            ("registry", "catalog", "*")
-        }
+/// Finds out who asks, and decides whether they may do what the route does.
+async fn enter(api: &Api, head: &Parts, route: &Route, seen: &mut Seen) -> Result<(Caller, Grant)> {
+    let caller = api.authority.authenticate(&token::presented(&head.headers)?, token::address(head)).await?;
+    seen.identity = Some(caller.identity.to_string());
+    let grant = match route.access() {
+        Access::Repository(repository, action) => api.authority.decide(&caller, repository, action),
+        Access::Any => api.authority.is_welcome(&caller).then_some(NOTHING),
+        Access::Catalog => api.authority.may_list(&caller).then_some(NOTHING),
     };
-    let detail = json!([{ "Type": kind, "Class": "", "Name": name, "Action": action }]);
-    Err(Error::new(Code::Unauthorized, "authentication required").with_detail(detail))
+    let grant = grant.ok_or_else(|| challenge::lacking(route, &caller.identity))?;
+    Ok((caller, grant))
 }
+
+/// What those hold who asked for nothing in a repository.
+const NOTHING: Grant = Grant { create_only: true };
 
 /// Does what was asked for. A write runs to its end in a task of its own: when a client goes away, hyper
 /// drops the answer that it waited for, and nothing may stop halfway for that.
@@ -158,18 +164,18 @@ async fn run(call: Call, route: Route, body: Body) -> Result<Response> {
     }
 }
 
-fn not_allowed(allow: &'static str) -> Response {
+/// 405 with what can be done.
+pub(super) fn not_allowed(allow: &'static str) -> Response {
     let mut response = respond::error(Error::new(Code::Unsupported, "this can't be done with it"), None);
     response.headers_mut().insert(ALLOW, HeaderValue::from_static(allow));
     response
 }
 
 /// What the log and the metrics are told of a route.
-fn seen(route: &Route, identity: &Identity) -> Seen {
+fn seen(route: &Route) -> Seen {
     Seen {
         repository: route.repository().map(|name| name.as_str().to_owned()),
         reference: route.reference().map(str::to_owned),
-        identity: Some(identity.to_string()),
         ..Seen::route(route.name())
     }
 }

@@ -31,6 +31,7 @@ use http::{
 };
 use http_body::{Body as HttpBody, Frame, SizeHint};
 
+use super::origin::{ClientAddress, Origin, Proxies};
 use crate::telemetry::{Metrics, logs::ACCESS};
 
 /// The header by which a request's id comes and goes.
@@ -158,14 +159,15 @@ impl Default for Seen {
 pub struct Observer {
     metrics: Arc<Metrics>,
     limit: usize,
+    proxies: Proxies,
     in_flight: AtomicUsize,
 }
 
 impl Observer {
     /// An observer that admits `limit` requests at a time (from a request's head to its response's end) and
-    /// answers the others with 503; health is always admitted.
-    pub fn new(metrics: Arc<Metrics>, limit: usize) -> Arc<Self> {
-        Self { metrics, limit, in_flight: AtomicUsize::new(0) }.into()
+    /// answers the others with 503; health is always admitted. Each learns from `proxies` who its client is.
+    pub fn new(metrics: Arc<Metrics>, limit: usize, proxies: Proxies) -> Arc<Self> {
+        Self { metrics, limit, proxies, in_flight: AtomicUsize::new(0) }.into()
     }
 
     /// Goes around `router`, as the outermost layer. Several routers may share an observer and its limit.
@@ -175,7 +177,9 @@ impl Observer {
 }
 
 /// What happens around every request.
-async fn observe(State(observer): State<Arc<Observer>>, mut request: Request, next: Next) -> Response {
+async fn observe(State(observer): State<Arc<Observer>>, request: Request, next: Next) -> Response {
+    let mut request = observer.proxies.see(request);
+    let origin: Option<Origin> = request.extensions().get().cloned();
     let id = RequestId::of(request.headers());
     let is_api = is_api(request.uri().path());
     let health = HEALTH_PATHS.contains(&request.uri().path());
@@ -196,6 +200,9 @@ async fn observe(State(observer): State<Arc<Observer>>, mut request: Request, ne
     };
     record.answered(&mut response);
     let headers = response.headers_mut();
+    if let Some(origin) = origin {
+        origin.complete_location(headers);
+    }
     headers.insert(REQUEST_ID, id.0);
     if is_api {
         headers.insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
@@ -273,6 +280,7 @@ struct Line {
     uri: Uri,
     user_agent: Option<HeaderValue>,
     peer: Option<SocketAddr>,
+    client: Option<ClientAddress>,
     id: RequestId,
 }
 
@@ -283,6 +291,7 @@ impl Record {
             uri: request.uri().clone(),
             user_agent: request.headers().get(USER_AGENT).cloned(),
             peer: request.extensions().get::<Peer>().map(|peer| peer.0),
+            client: request.extensions().get().copied(),
             id: id.clone(),
         });
         observer.metrics.active_requests.inc();
@@ -345,6 +354,7 @@ impl Record {
             bytes_out = self.bytes_out,
             redirected_bytes = self.seen.blob.and_then(BlobBytes::elsewhere),
             ending,
+            client = line.client.map(|client| tracing::field::display(client.0)),
             peer = line.peer.map(tracing::field::display),
             user_agent = agent.as_deref().map(|agent| cut(agent, USER_AGENT_LIMIT)),
             request_id = line.id.as_str(),

@@ -34,6 +34,32 @@ impl<'a> Query<'a> {
     }
 }
 
+/// A form: the body of a POST, or a query whose values hold spaces.
+///
+/// Here a `+` is a space, as in `application/x-www-form-urlencoded`: what clients send to a token service is
+/// encoded by libraries that write spaces so, and every plus as `%2B`.
+#[derive(Debug)]
+pub struct Form(Vec<(String, String)>);
+
+impl Form {
+    /// Reads the encoded text.
+    pub fn read(text: &str) -> Self {
+        let plain = |text: &str| decode(&text.replace('+', " ")).into_owned();
+        let pairs = text.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+        Self(pairs.map(|(key, value)| (plain(key), plain(value))).collect())
+    }
+
+    /// The values of all fields with this name, in order.
+    pub fn all(&self, name: &str) -> impl Iterator<Item = &str> {
+        self.0.iter().filter(move |(key, _)| key == name).map(|(_, value)| value.as_str())
+    }
+
+    /// The value of the first field with this name.
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.all(name).next()
+    }
+}
+
 /// `text` with each `%XX` as its byte. What isn't UTF-8 then becomes U+FFFD, which no name, tag or digest has.
 pub fn decode(text: &str) -> Cow<'_, str> {
     if !text.contains('%') {
@@ -96,6 +122,14 @@ mod tests {
         assert_eq!(query.get("g").as_deref(), Some("\u{fffd}"));
         assert_eq!(query.get("h"), None);
         assert_eq!(Query::new(None).get("a"), None);
+    }
+
+    #[test]
+    fn in_a_form_a_plus_is_a_space() {
+        let form = Form::read("scope=repository%3Aa%3Apull+repository:b:pull&scope=c&password=a%2Bb%26&empty");
+        assert_eq!(form.all("scope").collect::<Vec<_>>(), ["repository:a:pull repository:b:pull", "c"]);
+        assert_eq!(form.get("password"), Some("a+b&"));
+        assert_eq!((form.get("empty"), form.get("other")), (Some(""), None));
     }
 
     proptest::proptest! {

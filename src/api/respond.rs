@@ -4,7 +4,7 @@ use axum::{body::Body, response::Response};
 use bytes::Bytes;
 use http::{
     HeaderMap, HeaderName, HeaderValue, StatusCode,
-    header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, ETAG, LINK, LOCATION, RETRY_AFTER, WWW_AUTHENTICATE},
+    header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, ETAG, LINK, LOCATION, RETRY_AFTER},
 };
 use serde::Serialize;
 
@@ -36,9 +36,6 @@ pub(super) const NO_SNIFF: HeaderValue = HeaderValue::from_static("nosniff");
 const TRY_AGAIN: HeaderValue = HeaderValue::from_static("2");
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
-
-/// The challenge to who has no right.
-const CHALLENGE: HeaderValue = HeaderValue::from_static("Basic realm=\"Berth\"");
 
 /// The body of an error, as the distribution spec shapes it.
 #[derive(Serialize)]
@@ -101,8 +98,10 @@ pub(super) fn error(error: Error, id: Option<&RequestId>) -> Response {
     // A cache in front would else go on saying 404 after the push.
     response.headers_mut().insert(CACHE_CONTROL, NEVER);
     match error.code {
-        Code::Unauthorized => response.headers_mut().insert(WWW_AUTHENTICATE, CHALLENGE),
-        Code::Unavailable | Code::Suspect => response.headers_mut().insert(RETRY_AFTER, TRY_AGAIN),
+        Code::Unavailable | Code::Suspect | Code::TooManyRequests => {
+            let seconds = error.retry_after.map(|wait| HeaderValue::from(wait.as_millis().div_ceil(1000) as u64));
+            response.headers_mut().insert(RETRY_AFTER, seconds.unwrap_or(TRY_AGAIN))
+        }
         _ => None,
     };
     let seen = Seen { error: Some(ErrorSeen { code, cause: error.cause }), ..Seen::default() };

@@ -92,7 +92,7 @@ async fn gcr(call: &Call, name: &RepositoryName, page: Page) -> Result<Response>
     let repository = call.repository(name).await?;
     let (tags, more) = repository.tags(page.after.as_deref(), MAX_GCR_TAGS).await?;
     let manifests = repository.manifests().await?;
-    let children = call.api.registry.children(name.as_str(), |child| call.may_pull(child)).await?;
+    let children = call.api.registry.children(name.as_str(), |child| call.may_see(child)).await?;
     if tags.is_empty() && manifests.is_empty() && children.is_empty() {
         return Err(unknown(name));
     }

@@ -21,6 +21,25 @@ pub enum Subject {
     },
 }
 
+impl Subject {
+    /// Reads what [`fmt::Display`] writes.
+    pub fn read(text: &str) -> Option<Self> {
+        if text == "anonymous" {
+            return Some(Self::Anonymous);
+        }
+        let (kind, rest) = text.split_once(':').filter(|(_, rest)| !rest.is_empty())?;
+        match kind {
+            "user" => Some(Self::User(rest.to_owned())),
+            "account" => Some(Self::Account(rest.to_owned())),
+            "oidc" => {
+                let (issuer, subject) = rest.split_once(':')?;
+                Some(Self::Federated { issuer: issuer.to_owned(), subject: subject.to_owned() })
+            }
+            _ => None,
+        }
+    }
+}
+
 /// Written as rules name them: `user:alice`, `account:ci`, `oidc:github:repo:team/app`, `anonymous`.
 impl fmt::Display for Subject {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -14,6 +14,7 @@ use crate::{
     config::{Config, Loaded},
     inspect::{Counts, IndexState},
     reconcile::{self, Adopted, Walked},
+    roster::AdoptedRoster,
     telemetry,
 };
 
@@ -29,8 +30,8 @@ pub(super) enum Command {
 /// How to rebuild.
 #[derive(Debug, Args)]
 pub(super) struct Rebuild {
-    /// The bucket is a copy that kept no file times (cp, an upload to S3): take each tag as its newest
-    /// revision has it, whenever that was written. Nobody else may be using the bucket.
+    /// The bucket is a copy that kept no file times (cp, an upload to S3): take each tag, account and rule
+    /// as its newest revision has it, whenever that was written. Nobody else may be using the bucket.
     #[arg(long)]
     copied: bool,
 }
@@ -58,8 +59,11 @@ async fn rebuild(config: &Config, how: &Rebuild) -> Result<(), Failure> {
     telemetry::init(telemetry::Format::Text, "warn,berth::epoch=info").map_err(io::Error::other)?;
     let registry = app::begin_rebuild(config).await?;
     if how.copied {
-        let tags = reconcile::restamp(&registry).await?;
-        let _ = writeln!(io::stderr(), "{tags} tags written anew, because the copy has lost their times");
+        let count = reconcile::restamp(&registry).await?;
+        let _ = writeln!(
+            io::stderr(),
+            "{count} tags, accounts and rules written anew, because the copy has lost their times"
+        );
     }
     let walked = reconcile::walk(&registry, |name, so_far| {
         let Adopted { links, manifests, tags, .. } = so_far.adopted;
@@ -68,9 +72,10 @@ async fn rebuild(config: &Config, how: &Rebuild) -> Result<(), Failure> {
         let _ = writeln!(io::stderr(), "{count} {name} (so far {links} links, {manifests} manifests, {tags} tags)");
     })
     .await?;
-    let Walked { repositories, adopted: Adopted { links, manifests, tags, dangling } } = walked;
+    let Walked { repositories, adopted: Adopted { links, manifests, tags, dangling }, roster } = walked;
+    let AdoptedRoster { accounts, rules } = roster;
     let sum = format!(
-        "repositories {repositories}\nlinks {links}\nmanifests {manifests}\ntags {tags}\ndangling {dangling}\n"
+        "repositories {repositories}\nlinks {links}\nmanifests {manifests}\ntags {tags}\ndangling {dangling}\naccounts {accounts}\nrules {rules}\n"
     );
     print(sum.as_bytes())?;
     if dangling > 0 { Err(Failure::Dangling(dangling)) } else { Ok(()) }
@@ -83,10 +88,10 @@ async fn print_status(config: &Config, status: &Status) -> Result<(), Failure> {
         return print(format!("{:#}\n", json!({ "index": inspector.state(), "counts": counts })).as_bytes());
     }
     let mut text = describe(inspector.state());
-    if let Some(Counts { repositories, uploads, intents, attempts, trash, trims }) = counts {
+    if let Some(Counts { repositories, uploads, intents, attempts, trash, trims, accounts, rules }) = counts {
         let _ = write!(
             text,
-            "repositories {repositories}\nuploads {uploads}\nintents {intents}\nattempts {attempts}\ntrash {trash}\ntrims {trims}\n"
+            "repositories {repositories}\nuploads {uploads}\nintents {intents}\nattempts {attempts}\ntrash {trash}\ntrims {trims}\naccounts {accounts}\nrules {rules}\n"
         );
     }
     print(text.as_bytes())

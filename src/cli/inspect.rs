@@ -11,8 +11,8 @@ use crate::{
     config::LoadArgs,
     index::facts::DataState,
     inspect::{
-        About, BlobFacts, BlobReport, DataReport, IndexState, Inspector, KeyReport, ManifestReport, Object, TagReport,
-        Verify,
+        About, BlobFacts, BlobReport, DataReport, EntryReport, IndexState, Inspector, KeyReport, ManifestReport,
+        Object, TagReport, Verify,
     },
     oci::{Digest, RepositoryName, Tag},
     storage::{Key, StoreTime},
@@ -162,7 +162,7 @@ impl Found {
                 About::Blob(blob) => of_blob(blob),
                 About::Manifest(manifest) => manifest.disagreements.len(),
                 About::Tag(tag) => tag.disagreements.len(),
-                About::Format | About::Epoch(_) | About::Probe => 0,
+                About::Format | About::Entry(_) | About::Epoch(_) | About::Probe => 0,
             },
         }
     }
@@ -342,6 +342,18 @@ impl Page {
         self.disagreements(&report.disagreements);
     }
 
+    fn entry(&mut self, report: &EntryReport) {
+        self.line(format_args!("of {}/{}; what it says is not shown", report.roster.as_str(), report.name));
+        if report.counts == Some(false) {
+            self.line("it came too late, and doesn't count");
+        }
+        match report.is_current {
+            Some(true) => self.line("the index goes by it"),
+            Some(false) => self.line("the index doesn't go by it"),
+            None => {}
+        }
+    }
+
     fn key(&mut self, report: &KeyReport) {
         self.heading(&format!("key {}", report.key));
         match &report.object {
@@ -354,6 +366,7 @@ impl Page {
             About::Blob(blob) => self.blob(blob),
             About::Manifest(manifest) => self.manifest(manifest),
             About::Tag(tag) => self.tag(tag),
+            About::Entry(entry) => self.entry(entry),
             About::Epoch(Some(record)) => self.line(format_args!(
                 "an epoch: index {}, {} shards, since {}",
                 record.identity,

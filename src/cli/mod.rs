@@ -2,11 +2,18 @@
 //!
 //! Each command is one variant here and one file beside this one. Nothing here does the work.
 
+mod access;
+mod account;
 mod config;
+mod configure_docker;
+pub mod credential;
+mod desk;
 mod gc;
 mod health;
 mod index;
 mod inspect;
+mod keys;
+mod rule;
 mod serve;
 
 use std::{
@@ -35,9 +42,14 @@ Examples:
   BERTH_STORAGE__URL=s3://my-bucket berth serve
                                               a setting from the environment
   berth config check                          what counts, and where each setting came from
+  berth account create ci --role writer --repository 'team/*' > key.json
+                                              a service account, and its key
+  berth access explain --as ci --repository team/app --action push
+                                              what it may do, and the rule that says so
   berth index rebuild                         fill a new index from the bucket
   berth gc run --dry-run                      what nothing needs, and why
   berth inspect tag team/app:v1               what index and bucket say of a tag
+  berth configure-docker r.example.com        let docker log in by docker-credential-berth
 
 Configuration:
   One TOML file: --config, else BERTH_CONFIG, else /etc/berth/berth.toml. Each key is also an environment
@@ -67,11 +79,25 @@ enum Command {
     /// Look at what nothing needs, or remove it.
     #[command(subcommand)]
     Gc(gc::Command),
+    /// Manage service accounts: who isn't a person, and logs in with a key.
+    #[command(subcommand)]
+    Account(account::Command),
+    /// Manage access rules, beside those of the configuration.
+    #[command(subcommand)]
+    Rule(rule::Command),
+    /// See what somebody may do, and which rule says so.
+    #[command(subcommand)]
+    Access(access::Command),
+    /// See, make and change the keys that sign tokens.
+    #[command(subcommand)]
+    Keys(keys::Command),
     /// Look at the index, or fill a new one from the bucket.
     #[command(subcommand)]
     Index(index::Command),
     /// Show what the index says of a thing, what the bucket says, and where they disagree. Changes nothing.
     Inspect(inspect::Arguments),
+    /// Have Docker log in to registries through docker-credential-berth, which must be in the PATH.
+    ConfigureDocker(configure_docker::Arguments),
     /// Ask the server that runs here whether it is ready: exit status 0 if it is.
     Health,
     /// Print a completion script for a shell, such as: berth completions bash > /etc/bash_completion.d/berth
@@ -98,9 +124,15 @@ enum Failure {
         "{0}; stop the server that uses it first (with a bucket on S3 and an index in Redis this works beside one)"
     )]
     Held(String),
+    /// The keys that sign tokens can't be read, made or written.
+    #[error("the keys for tokens: {0}")]
+    Keys(String),
     /// The registry did not do it.
     #[error(transparent)]
     Registry(#[from] Error),
+    /// A server did not do it, or was not reached.
+    #[error("{0}")]
+    Refused(String),
     /// Things were found of which the index and the bucket say different things.
     #[error("index and bucket disagree: {0} found")]
     Disagree(usize),
@@ -124,7 +156,9 @@ impl Failure {
             Self::Config(_) | Self::Argument(_) => ExitCode::from(2),
             Self::Start(_)
             | Self::Held(_)
+            | Self::Keys(_)
             | Self::Registry(_)
+            | Self::Refused(_)
             | Self::Disagree(_)
             | Self::Dangling(_)
             | Self::NotReady(_)
@@ -173,12 +207,17 @@ pub fn main() -> ExitCode {
 fn run(arguments: Arguments) -> Result<(), Failure> {
     let args = LoadArgs { config: arguments.config };
     match arguments.command {
-        Command::Serve => serve::serve(load(args)?),
+        Command::Serve => serve::serve(load(args.clone())?, args),
         Command::Config(command) => config::run(&command, args),
         Command::Gc(command) => gc::run(&command, &load(args)?),
+        Command::Account(command) => account::run(&command, args),
+        Command::Rule(command) => rule::run(&command, args),
+        Command::Access(command) => access::run(&command, args),
+        Command::Keys(command) => keys::run(&command, || load(args)),
         Command::Index(command) => index::run(&command, load(args)?),
         Command::Health => health::run(&load(args)?.config),
         Command::Inspect(arguments) => inspect::run(&arguments, args),
+        Command::ConfigureDocker(arguments) => configure_docker::run(&arguments),
         Command::Completions { shell } => completions(shell),
     }
 }

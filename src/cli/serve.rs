@@ -2,19 +2,20 @@
 
 use super::Failure;
 use crate::{
-    app::App,
-    config::{Config, Loaded, LogFormat},
+    app::{App, Reload},
+    config::{Config, LoadArgs, Loaded, LogFormat, environment},
     registry::OtherIndex,
     server::{Drain, End},
     telemetry,
 };
 
 /// Serves until a signal says to stop. The runtime is made here, so that no other command pays for one.
-pub(super) fn serve(loaded: Loaded) -> Result<(), Failure> {
+pub(super) fn serve(loaded: Loaded, args: LoadArgs) -> Result<(), Failure> {
     let config = loaded.config;
     log(&config)?;
+    let reload = move || Ok(Config::load(args.clone(), environment()?)?.config);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    match runtime.block_on(run(config))? {
+    match runtime.block_on(run(config, Reload::new(reload)))? {
         End::Clean => Ok(()),
         End::Cut(connections) => {
             tracing::warn!(connections, "the drain took too long; what was left was cut");
@@ -24,10 +25,10 @@ pub(super) fn serve(loaded: Loaded) -> Result<(), Failure> {
     }
 }
 
-async fn run(config: Config) -> Result<End, Failure> {
+async fn run(config: Config, reload: Reload) -> Result<End, Failure> {
     let drain = Drain::new();
     drain.ask_at_signals()?;
-    let app = App::open(config, OtherIndex::Refuse).await?;
+    let app = App::open(config, OtherIndex::Refuse).await?.reloading(reload);
     Ok(app.serve(drain).await?)
 }
 

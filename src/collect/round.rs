@@ -203,7 +203,7 @@ async fn throw_away(registry: &Registry, lease: &Lease, garbage: &Garbage) -> Re
             let writes = vec![super::throw_away(&*registry.store, lease, &trash)];
             commit(lease, lease.names.shard_of(repository), Vec::new(), writes).await
         }
-        (Key::Format | Key::Epoch(_) | Key::Probe(_), _) => Ok(false),
+        (Key::Format | Key::Entry { .. } | Key::Epoch(_) | Key::Probe(_), _) => Ok(false),
     }
 }
 

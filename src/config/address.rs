@@ -163,6 +163,30 @@ impl Written for Site {
     }
 }
 
+/// The URL by which an OpenID Connect issuer is known, as it was written: tokens name it letter by letter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IssuerUrl(String);
+
+impl IssuerUrl {
+    /// The URL as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Written for IssuerUrl {
+    const NAME: &'static str = "IssuerUrl";
+    const WANT: &'static str = "an https URL without a query, such as \"https://token.actions.githubusercontent.com\"";
+
+    fn read(text: &str) -> Option<Self> {
+        (has_host(text, "https") && !text.contains(['?', '#'])).then(|| Self(text.to_owned()))
+    }
+
+    fn write(&self) -> String {
+        self.0.clone()
+    }
+}
+
 /// What URLs begin with: a scheme, a host and perhaps a path, kept without a slash at its end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UrlStart(String);
@@ -192,6 +216,66 @@ impl Written for UrlStart {
     fn write(&self) -> String {
         self.0.clone()
     }
+}
+
+/// The URL of somebody else's token service, as clients are told it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Realm(String);
+
+impl Realm {
+    /// The URL as text; it stands between quotes in a header.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Written for Realm {
+    const NAME: &'static str = "Realm";
+    const WANT: &'static str = "an absolute http or https URL, such as \"https://auth.example.com/token\"";
+
+    fn read(text: &str) -> Option<Self> {
+        let is_plain = !text.contains(['"', '\\', '#']);
+        (is_plain && (has_host(text, "https") || has_host(text, "http"))).then(|| Self(text.to_owned()))
+    }
+
+    fn write(&self) -> String {
+        self.0.clone()
+    }
+}
+
+/// Where somebody else's public keys are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KeyPlace {
+    /// At this URL.
+    Url(String),
+    /// In this file.
+    File(PathBuf),
+}
+
+impl Written for KeyPlace {
+    const NAME: &'static str = "KeyPlace";
+    const WANT: &'static str = "an https URL, or the path of a file";
+
+    fn read(text: &str) -> Option<Self> {
+        if text.contains("://") {
+            return has_host(text, "https").then(|| Self::Url(text.to_owned()));
+        }
+        read_path(text).map(Self::File)
+    }
+
+    fn write(&self) -> String {
+        match self {
+            Self::Url(url) => url.clone(),
+            Self::File(path) => path.display().to_string(),
+        }
+    }
+}
+
+/// Whether text is an absolute URL of this scheme, with a host and without a user.
+fn has_host(text: &str, scheme: &str) -> bool {
+    let Ok(uri) = text.parse::<Uri>() else { return false };
+    let authority = uri.authority().filter(|authority| !authority.as_str().contains('@'));
+    uri.scheme_str() == Some(scheme) && authority.is_some_and(|authority| !authority.host().is_empty())
 }
 
 /// Whose pages may call the registry from a browser.

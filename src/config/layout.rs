@@ -20,6 +20,8 @@ pub(super) enum Node {
         /// What each name holds.
         each: Section,
     },
+    /// A table whose keys are names that the operator chooses, each for a value.
+    Values(Leaf),
     /// A value.
     Leaf(Leaf),
 }
@@ -95,8 +97,12 @@ fn node(schema: &Value) -> Node {
     if schema.get("properties").is_some() {
         return Node::Section(section(schema));
     }
-    if schema["additionalProperties"].is_object() {
-        return Node::Named { doc: description(schema), each: section(&schema["additionalProperties"]) };
+    let each = &schema["additionalProperties"];
+    if each.get("properties").is_some() {
+        return Node::Named { doc: description(schema), each: section(each) };
+    }
+    if each.is_object() {
+        return Node::Values(Leaf { doc: description(schema), ..leaf(each) });
     }
     Node::Leaf(leaf(schema))
 }

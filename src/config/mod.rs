@@ -14,6 +14,7 @@ mod source;
 mod text;
 mod tree;
 mod units;
+mod who;
 
 use std::{
     collections::BTreeMap,
@@ -22,16 +23,19 @@ use std::{
     path::{Path, PathBuf},
 };
 
-pub use address::{CorsOrigin, IndexUrl, Listen, Namespace, ProxyUrl, RedisUrl, Site, StorageUrl, UrlStart};
+pub use address::{
+    CorsOrigin, IndexUrl, IssuerUrl, KeyPlace, Listen, Namespace, ProxyUrl, Realm, RedisUrl, Site, StorageUrl, UrlStart,
+};
 pub use error::{ConfigError, Origin};
-pub use pattern::{AgentPattern, RepositoryPattern, TagPattern};
+pub use pattern::{AgentPattern, ClaimPattern, RepositoryPattern, TagPattern};
 pub use reference::reference;
-pub use text::{MASK, PrivateKey, Secret, StorageClass, Text, Word, Written};
+pub use text::{FilePath, Keys, MASK, PrivateKey, Secret, StorageClass, Text, Word, Written};
 pub use tree::{
-    Admin, Anonymous, Auth, Cdn, CdnKind, Config, Index, Limits, Log, LogFormat, Proxy, Redirect, Role, Rule, S3,
-    S3Checksum, S3Encryption, Server, Storage, Tags, Who,
+    Admin, Anonymous, Auth, Cdn, CdnKind, Config, Index, Limits, Log, LogFormat, Oidc, Proxy, Redirect, Role, Rule, S3,
+    S3Checksum, S3Encryption, Server, Storage, Tags, Tls, TlsVersion, Token, TokenIssuer,
 };
 pub use units::{Ceiling, LogFilter, Size};
+pub use who::{Member, Who};
 
 use layout::Section;
 use source::{KeyPath, Setting, Settings, dotted};
@@ -57,12 +61,20 @@ pub struct Loaded {
 
 /// Where settings came from, by key.
 #[derive(Clone, Debug, Default)]
-pub struct Sources(BTreeMap<String, Origin>);
+pub struct Sources {
+    origins: BTreeMap<String, Origin>,
+    files: BTreeMap<String, PathBuf>,
+}
 
 impl Sources {
     /// Where the value of a key (`storage.url`) came from.
     pub fn of(&self, key: &str) -> &Origin {
-        self.0.get(key).unwrap_or(&Origin::Default)
+        self.origins.get(key).unwrap_or(&Origin::Default)
+    }
+
+    /// The file that the value of a key was read from, where `<key>_file` named one.
+    pub fn file_of(&self, key: &str) -> Option<&Path> {
+        self.files.get(key).map(PathBuf::as_path)
     }
 
     fn any_under(&self, table: &str) -> bool {
@@ -70,7 +82,7 @@ impl Sources {
     }
 
     fn first_under(&self, table: &str) -> Option<String> {
-        self.0.keys().find(|key| key.strip_prefix(table).is_some_and(|rest| rest.starts_with('.'))).cloned()
+        self.origins.keys().find(|key| key.strip_prefix(table).is_some_and(|rest| rest.starts_with('.'))).cloned()
     }
 }
 
@@ -160,7 +172,10 @@ fn finish(
 ) -> Result<Loaded, ConfigError> {
     listen_on_port(&mut settings, environment)?;
     require(root, &settings)?;
-    let sources = Sources(settings.values.iter().map(|(path, set)| (dotted(path), set.origin.clone())).collect());
+    let sources = Sources {
+        origins: settings.values.iter().map(|(path, set)| (dotted(path), set.origin.clone())).collect(),
+        files: settings.files.iter().map(|(path, file)| (dotted(path), file.clone())).collect(),
+    };
     let mut config = build(root, &settings)?;
     rules::settle(&mut config, &sources);
     rules::check(&config, &sources)?;

@@ -41,6 +41,23 @@ impl RepositoryPattern {
     }
 }
 
+impl RepositoryPattern {
+    /// Whether every repository that `other` means is meant here, as far as the patterns show it: never true
+    /// where one isn't.
+    pub fn covers(&self, other: &Self) -> bool {
+        wildcard(
+            &self.0,
+            &other.0,
+            |part| *part == Component::Any,
+            |part, component| match (part, component) {
+                (Component::Exactly(text), Component::Exactly(other)) => text == other,
+                (Component::One | Component::Any, Component::Exactly(_) | Component::One) => true,
+                _ => false,
+            },
+        )
+    }
+}
+
 impl Written for RepositoryPattern {
     const NAME: &'static str = "RepositoryPattern";
     const WANT: &'static str =
@@ -80,7 +97,7 @@ pub struct TagPattern(String);
 impl TagPattern {
     /// Whether the tag is one of those meant.
     pub fn matches(&self, tag: &Tag) -> bool {
-        wildcard(self.0.as_bytes(), tag.as_str().as_bytes(), |part| *part == b'*', |part, byte| part == byte)
+        matches_text(&self.0, tag.as_str())
     }
 }
 
@@ -91,6 +108,31 @@ impl Written for TagPattern {
     fn read(text: &str) -> Option<Self> {
         // With each star as a character that may stand anywhere in a tag, the rest must be one.
         Tag::from_str(&text.replace('*', "_")).ok().map(|_| Self(text.to_owned()))
+    }
+
+    fn write(&self) -> String {
+        self.0.clone()
+    }
+}
+
+/// Which values of a claim are meant: `*` stands for any characters, also none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClaimPattern(String);
+
+impl ClaimPattern {
+    /// Whether the value is one of those meant.
+    pub fn matches(&self, value: &str) -> bool {
+        matches_text(&self.0, value)
+    }
+}
+
+impl Written for ClaimPattern {
+    const NAME: &'static str = "ClaimPattern";
+    const WANT: &'static str = "text that is not empty, where * is any characters, such as \"refs/heads/*\"";
+
+    fn read(text: &str) -> Option<Self> {
+        let good = !text.is_empty() && !text.contains(char::is_control);
+        good.then(|| Self(text.to_owned()))
     }
 
     fn write(&self) -> String {
@@ -122,6 +164,11 @@ impl Written for AgentPattern {
     fn write(&self) -> String {
         self.0.clone()
     }
+}
+
+/// Whether `text` is covered by `pattern`, in which `*` stands for any characters, also none.
+pub(super) fn matches_text(pattern: &str, text: &str) -> bool {
+    wildcard(pattern.as_bytes(), text.as_bytes(), |part| *part == b'*', |part, byte| part == byte)
 }
 
 /// Whether `pattern` covers all of `text`. A star covers any run; any other part covers one item. Only the
@@ -178,6 +225,30 @@ mod tests {
         }
         for bad in ["", "/", "a/", "/a", "a//b", "A", "a*", "***", "team/**x", "a b"] {
             assert_eq!(RepositoryPattern::read(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_pattern_covers_what_it_cannot_exceed() {
+        for (pattern, yes, no) in [
+            ("team/app", vec!["team/app"], vec!["team/*", "team/**", "**", "team"]),
+            ("team/*", vec!["team/app", "team/*"], vec!["team/**", "*/app", "team/*/*", "**"]),
+            (
+                "team/**",
+                vec!["team", "team/app", "team/*", "team/**", "team/a/**/b", "team/*/**"],
+                vec!["teams", "*", "**", "other/**", "*/team"],
+            ),
+            ("**", vec!["a", "*", "**", "a/**/b"], vec![]),
+            ("*/app", vec!["team/app", "*/app"], vec!["**/app", "team/*", "a/b/app"]),
+            ("**/app", vec!["app", "**/app", "a/*/app"], vec!["app/**", "**"]),
+        ] {
+            let pattern = RepositoryPattern::read(pattern).unwrap();
+            for other in yes {
+                assert!(pattern.covers(&RepositoryPattern::read(other).unwrap()), "{pattern:?} {other}");
+            }
+            for other in no {
+                assert!(!pattern.covers(&RepositoryPattern::read(other).unwrap()), "{pattern:?} {other}");
+            }
         }
     }
 

@@ -61,6 +61,12 @@ fn describe(section: &Section, path: &mut KeyPath, page: &mut String) {
                     describe(each, path, page);
                     path.pop();
                 }
+                Node::Values(each) => {
+                    page.push_str(&format!("\n## `[{}]`\n", shown(path)));
+                    path.push("<name>".to_owned());
+                    describe_leaf(each, &Section::default(), path, page);
+                    path.pop();
+                }
             }
             path.pop();
         }
@@ -106,9 +112,8 @@ fn write_section(section: &Section, values: &toml::Table, path: &mut KeyPath, lo
     for (key, node) in &section.keys {
         let Node::Leaf(_) = node else { continue };
         path.push(key.clone());
-        let origin = loaded.sources.of(&dotted(path)).to_string().replace(char::is_control, "?");
         match values.get(key) {
-            Some(value) => page.push_str(&format!("{key} = {value} # {origin}\n")),
+            Some(value) => page.push_str(&format!("{key} = {value} # {}\n", origin(path, loaded))),
             None => page.push_str(&format!("# {key} is not set\n")),
         }
         path.pop();
@@ -127,9 +132,28 @@ fn write_section(section: &Section, values: &toml::Table, path: &mut KeyPath, lo
                     path.pop();
                 }
             }
+            Node::Values(_) => write_values(inside, path, loaded, page),
         }
         path.pop();
     }
+}
+
+/// A table whose keys are the operator's own.
+fn write_values(values: &toml::Table, path: &mut KeyPath, loaded: &Loaded, page: &mut String) {
+    if values.is_empty() {
+        return;
+    }
+    page.push_str(&format!("\n[{}]\n", dotted(path)));
+    for (name, value) in values {
+        path.push(name.clone());
+        page.push_str(&format!("{} = {value} # {}\n", dotted(&path[path.len() - 1..]), origin(path, loaded)));
+        path.pop();
+    }
+}
+
+/// Where the value of a key came from, fit for a comment.
+fn origin(path: &[String], loaded: &Loaded) -> String {
+    loaded.sources.of(&dotted(path)).to_string().replace(char::is_control, "?")
 }
 
 fn write_table(section: &Section, values: &toml::Table, path: &mut KeyPath, loaded: &Loaded, page: &mut String) {

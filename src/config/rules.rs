@@ -7,9 +7,15 @@ use super::{
     address::{IndexUrl, Listen, StorageUrl},
     error::ConfigError,
     text::Written,
-    tree::{Anonymous, Config, S3, S3Encryption},
+    tree::{Anonymous, Config, S3, S3Encryption, TlsVersion},
     units::Size,
+    who::Who,
 };
+
+/// The least and the most that `auth.token.ttl` may be. The token specification has clients take a minute
+/// for granted; a day is what somebody who was let go could still do.
+const SHORTEST_TOKEN: Duration = Duration::from_secs(60);
+const LONGEST_TOKEN: Duration = Duration::from_secs(24 * 3600);
 
 /// How long a URL for a redirect may live. Below ten seconds a slow client would find it dead; seven days is the
 /// most that S3 signs for: <https://docs.aws.amazon.com/AmazonS3/latest/API/sigv4-query-string-auth.html>.
@@ -30,6 +36,11 @@ pub(super) fn settle(config: &mut Config, sources: &Sources) {
 pub(super) fn check(config: &Config, sources: &Sources) -> Result<(), ConfigError> {
     check_rules_are_whole(config, sources)?;
     check_somebody_may_enter(config, sources)?;
+    check_issuers(config, sources)?;
+    check_token_issuers(config, sources)?;
+    check_token_lives(config, sources)?;
+    check_token_keys(config, sources)?;
+    check_tls(config, sources)?;
     check_index(config, sources)?;
     check_s3(config, sources)?;
     check_proxy(config, sources)?;
@@ -56,12 +67,100 @@ fn check_rules_are_whole(config: &Config, sources: &Sources) -> Result<(), Confi
     Ok(())
 }
 
+/// An issuer without an audience would let in tokens that were meant for anybody; a rule about an issuer that
+/// isn't there is a typing mistake.
+fn check_issuers(config: &Config, sources: &Sources) -> Result<(), ConfigError> {
+    for (name, issuer) in &config.auth.oidc {
+        if issuer.audience.is_empty() {
+            let key = super::source::dotted(&["auth", "oidc", name, "audience"].map(str::to_owned));
+            return refuse(sources, &key, "found an empty list".to_owned(), "want at least one");
+        }
+    }
+    for (name, rule) in &config.auth.rules {
+        for who in &rule.who {
+            let Who::Federated { issuer, .. } = &**who else { continue };
+            if !config.auth.oidc.contains_key(issuer) {
+                let key = super::source::dotted(&["auth", "rules", name, "who"].map(str::to_owned));
+                return refuse(sources, &key, format!("found \"{who}\""), "want an issuer of [auth.oidc]");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What two say who can't be told apart is refused, and a token service that nobody would believe.
+fn check_token_issuers(config: &Config, sources: &Sources) -> Result<(), ConfigError> {
+    let auth = &config.auth;
+    if auth.token.realm.is_some() && auth.token_issuers.is_empty() {
+        let found = "found while [auth.token_issuers] is empty".to_owned();
+        return refuse(sources, "auth.token.realm", found, "want an issuer there whose tokens count");
+    }
+    let ours = auth.token.issuer.as_ref().map(ToString::to_string);
+    let url = config.server.public_url.as_ref().map(|url| url.as_str().to_owned());
+    let mut seen = vec![ours.or(url).unwrap_or_else(|| "berth".to_owned())];
+    for (name, issuer) in &auth.token_issuers {
+        let key = |last: &str| super::source::dotted(&["auth", "token_issuers", name, last].map(str::to_owned));
+        if auth.oidc.contains_key(name) {
+            let found = format!("found beside an auth.oidc.{name}");
+            return refuse(sources, &key("issuer"), found, "want another name, since histories tell who pushed by it");
+        }
+        let called = issuer.issuer.to_string();
+        if seen.contains(&called) {
+            let found = format!("found \"{called}\", which another one is called");
+            return refuse(sources, &key("issuer"), found, "want each issuer once, and auth.token.issuer another");
+        }
+        seen.push(called);
+    }
+    Ok(())
+}
+
+fn check_token_lives(config: &Config, sources: &Sources) -> Result<(), ConfigError> {
+    let token = &config.auth.token;
+    if !(SHORTEST_TOKEN..=LONGEST_TOKEN).contains(&*token.ttl) {
+        return refuse(sources, "auth.token.ttl", format!("found \"{}\"", token.ttl), "want \"1m\" to \"24h\"");
+    }
+    if *token.refresh_ttl < *token.ttl {
+        let found = format!("found \"{}\" with an auth.token.ttl of \"{}\"", token.refresh_ttl, token.ttl);
+        return refuse(sources, "auth.token.refresh_ttl", found, "want at least as much");
+    }
+    Ok(())
+}
+
+/// Replicas over a bucket have to share keys. Where anybody may do anything, nobody needs a token, and where
+/// others issue them, nobody needs a key.
+fn check_token_keys(config: &Config, sources: &Sources) -> Result<(), ConfigError> {
+    let is_remote = matches!(*config.storage.url, StorageUrl::S3 { .. });
+    let token = &config.auth.token;
+    let needs_none = token.keys.is_some() || token.realm.is_some() || config.auth.anonymous == Anonymous::Admin;
+    if !is_remote || needs_none {
+        return Ok(());
+    }
+    let found = format!("found nothing, and storage.url ({}) is no directory to make keys in", config.storage.url);
+    let allowed =
+        "want what `berth keys new` prints, in a file that auth.token.keys_file names, the same for each replica";
+    refuse(sources, "auth.token.keys", found, allowed)
+}
+
 fn check_somebody_may_enter(config: &Config, sources: &Sources) -> Result<(), ConfigError> {
-    let nobody = config.auth.anonymous == Anonymous::None && config.auth.rules.is_empty();
-    let Some(address) = config.server.listen.outside().filter(|_| nobody) else { return Ok(()) };
-    let found = format!("found {address}, which other machines can reach, while nothing in [auth] lets anybody in");
-    let allowed = "set auth.anonymous (reader, creator, writer, admin) or a rule in auth.rules, or listen on 127.0.0.1";
+    // Whoever sets anything there has decided: those who may enter can also be named at run time.
+    let undecided = !sources.any_under("auth");
+    let Some(address) = config.server.listen.outside().filter(|_| undecided) else { return Ok(()) };
+    let found = format!("found {address}, which other machines can reach, while nothing in [auth] says who may enter");
+    let allowed = "set auth.anonymous (none, reader, creator, writer, admin), auth.htpasswd or a rule in auth.rules, or listen on 127.0.0.1";
     refuse(sources, "server.listen", found, allowed)
+}
+
+fn check_tls(config: &Config, sources: &Sources) -> Result<(), ConfigError> {
+    let tls = &config.tls;
+    let (given, missing) = match (&tls.certificate, &tls.key) {
+        (Some(_), Some(_)) => return Ok(()),
+        (Some(_), None) => ("tls.certificate", "tls.key"),
+        (None, Some(_)) => ("tls.key", "tls.certificate"),
+        (None, None) if config.admin.tls => ("admin.tls", "tls.certificate"),
+        (None, None) if tls.min_version == TlsVersion::Tls13 => ("tls.min_version", "tls.certificate"),
+        (None, None) => return Ok(()),
+    };
+    refuse(sources, given, format!("found without {missing}"), "want both or neither")
 }
 
 fn check_index(config: &Config, sources: &Sources) -> Result<(), ConfigError> {

@@ -39,6 +39,8 @@ pub(super) struct Setting {
 #[derive(Debug, Default)]
 pub(super) struct Settings {
     pub(super) values: BTreeMap<KeyPath, Setting>,
+    /// The files that values were read from, where a `<key>_file` named one.
+    pub(super) files: BTreeMap<KeyPath, PathBuf>,
     /// Named tables, also empty ones.
     pub(super) names: BTreeMap<KeyPath, Origin>,
 }
@@ -126,6 +128,8 @@ impl Settings {
     }
 
     fn lay_over(&mut self, layer: Self) {
+        self.files.retain(|path, _| !layer.values.contains_key(path));
+        self.files.extend(layer.files);
         self.values.extend(layer.values);
         for (path, origin) in layer.names {
             self.names.entry(path).or_insert(origin);
@@ -146,6 +150,10 @@ impl Settings {
                 Node::Named { each, .. } => {
                     path.push(self.name_of(&path, tables.next()?)?);
                     each
+                }
+                Node::Values(each) => {
+                    path.push(self.name_of(&path, last)?);
+                    return tables.next().is_none().then_some((path, each.shape));
                 }
                 Node::Leaf(_) => return None,
             };
@@ -169,7 +177,7 @@ impl Settings {
         for (depth, part) in path.iter().enumerate() {
             match section.keys.get(part) {
                 Some(Node::Section(inner)) => section = inner,
-                Some(Node::Named { .. }) => {
+                Some(Node::Named { .. } | Node::Values(_)) => {
                     self.names.insert(path[..depth + 2].to_vec(), origin.clone());
                     return;
                 }
@@ -228,6 +236,7 @@ impl Settings {
             let text = std::fs::read_to_string(path).map_err(|error| {
                 fail(format!("found {path:?}, which cannot be read ({error})"), "want the path of a file".to_owned())
             })?;
+            self.files.insert(key.clone(), path.into());
             let secret = text.trim_end_matches(['\n', '\r']).to_owned();
             self.values.insert(key, Setting { value: toml::Value::String(secret), origin });
         }
@@ -264,7 +273,16 @@ impl File<'_> {
                     self.read_section(inner, self.table(value, path, &origin)?, path, layer)?;
                 }
                 Some(Node::Named { each, .. }) => {
-                    self.read_named(each, self.table(value, path, &origin)?, path, layer)?;
+                    let read = |value: &Spanned<DeValue<'_>>, path: &mut KeyPath, origin, layer: &mut Settings| {
+                        self.read_section(each, self.table(value, path, &origin)?, path, layer)
+                    };
+                    self.read_names(self.table(value, path, &origin)?, path, layer, read)?;
+                }
+                Some(Node::Values(_)) => {
+                    let read = |value: &Spanned<DeValue<'_>>, path: &mut KeyPath, origin, layer: &mut Settings| {
+                        self.read_value(value, path, origin, layer)
+                    };
+                    self.read_names(self.table(value, path, &origin)?, path, layer, read)?;
                 }
                 Some(Node::Leaf(_)) => self.read_value(value, path, origin, layer)?,
                 None if is_secret_file(section, key.get_ref()) => self.read_value(value, path, origin, layer)?,
@@ -275,14 +293,15 @@ impl File<'_> {
         Ok(())
     }
 
-    fn read_named(
+    /// Reads a table of the operator's own names, each by `read`.
+    fn read_names(
         &self,
-        each: &Section,
-        tables: &DeTable<'_>,
+        table: &DeTable<'_>,
         path: &mut KeyPath,
         layer: &mut Settings,
+        read: impl Fn(&Spanned<DeValue<'_>>, &mut KeyPath, Origin, &mut Settings) -> Result<(), ConfigError>,
     ) -> Result<(), ConfigError> {
-        for (name, value) in tables {
+        for (name, value) in table {
             path.push(name.get_ref().to_string());
             let origin = self.origin(name.span().start);
             if !is_name(name.get_ref()) {
@@ -294,7 +313,7 @@ impl File<'_> {
                 });
             }
             layer.names.insert(path.clone(), origin.clone());
-            self.read_section(each, self.table(value, path, &origin)?, path, layer)?;
+            read(value, path, origin, layer)?;
             path.pop();
         }
         Ok(())
@@ -357,6 +376,7 @@ pub(super) fn find_leaf<'a>(root: &'a Section, path: &[String]) -> Option<&'a Le
                 parts.next()?;
                 section = each;
             }
+            Node::Values(each) => return (parts.len() == 1).then_some(each),
             Node::Leaf(leaf) => return parts.next().is_none().then_some(leaf),
         }
     }
@@ -376,6 +396,10 @@ pub(super) fn every_key(root: &Section) -> Vec<KeyPath> {
                 Node::Named { each, .. } => {
                     path.push("<name>".to_owned());
                     open.push((path, each));
+                }
+                Node::Values(_) => {
+                    path.push("<name>".to_owned());
+                    keys.push(path);
                 }
                 Node::Leaf(_) => keys.push(path),
             }
@@ -436,13 +460,16 @@ fn nearest(word: &str, candidates: &[String]) -> Option<String> {
 
 /// What the named table at a path may hold.
 pub(super) fn find_named<'a>(root: &'a Section, path: &[String]) -> Option<&'a Section> {
-    let mut section = root;
-    for part in path {
+    let (mut section, mut parts) = (root, path.iter());
+    while let Some(part) = parts.next() {
         match section.keys.get(part)? {
             Node::Section(inner) => section = inner,
-            Node::Named { each, .. } => return Some(each),
-            Node::Leaf(_) => return None,
+            Node::Named { each, .. } => {
+                parts.next()?;
+                section = each;
+            }
+            Node::Values(_) | Node::Leaf(_) => return None,
         }
     }
-    None
+    Some(section)
 }

@@ -3,7 +3,12 @@
 //! The same text works in the file and in an environment variable, and what Berth shows is written as it
 //! would be read. Nothing here knows a key.
 
-use std::{borrow::Cow, fmt, ops::Deref};
+use std::{
+    borrow::Cow,
+    fmt,
+    ops::Deref,
+    path::{Path, PathBuf},
+};
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
@@ -99,6 +104,30 @@ impl Written for Secret {
     }
 }
 
+/// Private keys, shown to nobody: one or more blocks of PEM, each with what stands before it.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Keys(String);
+
+impl Keys {
+    /// The text itself, for the one place that needs it.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Written for Keys {
+    const NAME: &'static str = "Keys";
+    const WANT: &'static str = "one or more private keys in PEM, as `berth keys new` prints them";
+
+    fn read(text: &str) -> Option<Self> {
+        text.contains("-----BEGIN ").then(|| Self(text.to_owned()))
+    }
+
+    fn write(&self) -> String {
+        MASK.to_owned()
+    }
+}
+
 /// A private key in PEM, shown to nobody.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PrivateKey(String);
@@ -123,9 +152,41 @@ impl Written for PrivateKey {
     }
 }
 
+/// The path of a file; a relative one starts at the working directory.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct FilePath(PathBuf);
+
+impl Deref for FilePath {
+    type Target = Path;
+
+    fn deref(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Written for FilePath {
+    const NAME: &'static str = "FilePath";
+    const WANT: &'static str = "the path of a file";
+
+    fn read(text: &str) -> Option<Self> {
+        is_plain(text).then(|| Self(text.into()))
+    }
+
+    fn write(&self) -> String {
+        self.0.display().to_string()
+    }
+}
+
 /// A word whose meaning is somebody else's: a region, the id of an access key.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Word(String);
+
+impl Word {
+    /// A word of ours.
+    pub(super) fn literal(word: &'static str) -> Self {
+        Self(word.to_owned())
+    }
+}
 
 impl Deref for Word {
     type Target = str;

@@ -8,10 +8,13 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    address::{CorsOrigin, IndexUrl, Listen, Namespace, ProxyUrl, Site, StorageUrl, UrlStart},
-    pattern::{AgentPattern, RepositoryPattern, TagPattern},
-    text::{PrivateKey, Secret, StorageClass, Text, Word},
+    address::{
+        CorsOrigin, IndexUrl, IssuerUrl, KeyPlace, Listen, Namespace, ProxyUrl, Realm, Site, StorageUrl, UrlStart,
+    },
+    pattern::{AgentPattern, ClaimPattern, RepositoryPattern, TagPattern},
+    text::{FilePath, Keys, PrivateKey, Secret, StorageClass, Text, Word},
     units::{Ceiling, LogFilter, Size},
+    who::{Member, Who},
 };
 
 /// All of Berth's settings.
@@ -20,7 +23,7 @@ use super::{
 pub struct Config {
     /// Where clients reach the registry.
     pub server: Server,
-    /// The listener for those who run Berth: metrics and health.
+    /// The listener for those who run Berth: metrics, health and the admin API.
     pub admin: Admin,
     /// The bucket: where the bytes are, and the truth.
     pub storage: Storage,
@@ -30,6 +33,8 @@ pub struct Config {
     pub redirect: Redirect,
     /// The index, which makes answers fast. All that is in it can be rebuilt from the bucket.
     pub index: Index,
+    /// TLS, where Berth speaks it itself and no proxy in front does.
+    pub tls: Tls,
     /// Who may do what.
     pub auth: Auth,
     /// What may happen to tags.
@@ -49,6 +54,15 @@ pub struct Server {
     /// The address to listen on, or a list of several. Where it is not set and `PORT` is: that port, on
     /// `0.0.0.0` once anything in `[auth]` is set, else on `127.0.0.1`.
     pub listen: Listen,
+    /// The URL by which every client reaches the registry, where a proxy in front doesn't say it: each
+    /// `Location` and the address of the token service begin with it. Where it is not set, the latter begins
+    /// with what the client asked for, and a `Location` is relative.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub public_url: Option<Text<Site>>,
+    /// The addresses of the proxies in front, as networks (`10.0.0.0/8`) or single ones. What they say of their
+    /// client in `X-Forwarded-For`, `X-Forwarded-Proto` and `X-Forwarded-Host`, or where all of these are
+    /// missing in `Forwarded`, is believed; from anybody else it is ignored.
+    pub trusted_proxies: Vec<Text<IpNet>>,
     /// The origins whose pages may call the registry from a browser; `*` is any.
     pub cors_origins: Vec<Text<CorsOrigin>>,
 }
@@ -57,8 +71,11 @@ pub struct Server {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Admin {
-    /// The address to listen on. It asks for no password: let only those reach it who run Berth.
+    /// The address to listen on. Metrics and health are for anyone who reaches it; the admin API asks
+    /// who it is, unless the address is a loopback address.
     pub listen: Text<SocketAddr>,
+    /// Whether it speaks TLS, with the certificate of `[tls]`.
+    pub tls: bool,
 }
 
 /// `[storage]`
@@ -253,16 +270,136 @@ pub struct Index {
     pub margin: Text<Duration>,
 }
 
+/// `[tls]`
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Tls {
+    /// The file with the server's certificate, in PEM, followed by those between it and a root. Where it is
+    /// set, every address of `server.listen` speaks TLS and nothing else. When this file or that of the key
+    /// changes, new connections get the new certificate.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<Text<FilePath>>,
+    /// The file with the certificate's private key, in PEM. It goes with `tls.certificate`: both or neither.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key: Option<Text<FilePath>>,
+    /// The oldest version of TLS that clients may speak.
+    pub min_version: TlsVersion,
+}
+
+/// A version of TLS.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[schemars(inline)]
+pub enum TlsVersion {
+    /// TLS 1.2.
+    #[default]
+    #[serde(rename = "1.2")]
+    Tls12,
+    /// TLS 1.3.
+    #[serde(rename = "1.3")]
+    Tls13,
+}
+
 /// `[auth]`
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Auth {
-    /// What someone who has not logged in may do with every repository. Berth does not start on an address
-    /// that other machines reach while nothing here lets anybody in.
+    /// What anybody may do with every repository without logging in. Berth does not start on an address that
+    /// other machines reach while nothing in `[auth]` says who may enter.
     #[schemars(extend("x-default" = "`\"admin\"` where every address of `server.listen` is a loopback address and nothing else in `[auth]` is set, else `\"none\"`"))]
     pub anonymous: Anonymous,
+    /// The file of users and their passwords, as `htpasswd -B` writes it: hashes by bcrypt or argon2, and no
+    /// others. It is read again when it changes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub htpasswd: Option<Text<FilePath>>,
+    /// Groups that rules can name, each with a list of who is in it.
+    pub groups: BTreeMap<String, Vec<Text<Member>>>,
+    /// OpenID Connect issuers whose ID tokens are passwords here, by a name of your own, which rules name them
+    /// by: `oidc:NAME:SUBJECT`.
+    pub oidc: BTreeMap<String, Oidc>,
+    /// The tokens that Berth issues.
+    pub token: Token,
+    /// Other token services whose tokens count here, by a name of your own: what such a token says of access
+    /// holds as it is.
+    pub token_issuers: BTreeMap<String, TokenIssuer>,
     /// Rules, by a name of your own. They only add up: what one grants, no other takes away.
     pub rules: BTreeMap<String, Rule>,
+}
+
+/// `[auth.oidc.<name>]`
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Oidc {
+    /// The issuer, exactly as its tokens name it in `iss`. Its keys are found by way of
+    /// `/.well-known/openid-configuration` below it.
+    pub issuer: Text<IssuerUrl>,
+    /// Whom a token must be meant for: one of these stands in its `aud`. Choose a name that no other service
+    /// takes, such as the URL of this registry, or a token that was meant for them opens this one.
+    pub audience: Vec<Text<Word>>,
+    /// Claims that a token must have, each with patterns of which its value matches one; `*` is any
+    /// characters. A claim that is a list matches with any of its items.
+    #[serde(default)]
+    pub claims: BTreeMap<String, Vec<Text<ClaimPattern>>>,
+    /// The claim that says who it is: SUBJECT in `oidc:NAME:SUBJECT`.
+    #[serde(default = "subject_claim")]
+    #[schemars(extend("x-default" = "`\"sub\"`"))]
+    pub subject: Text<Word>,
+    /// Claims that name groups. A group is called by the issuer and the value: rules name it
+    /// `group:NAME:VALUE`.
+    #[serde(default)]
+    pub groups: Vec<Text<Word>>,
+    /// The file of certificates, in PEM, by which the issuer is known where a public authority doesn't vouch
+    /// for it. Only these count then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca: Option<Text<FilePath>>,
+}
+
+fn subject_claim() -> Text<Word> {
+    Text(Word::literal("sub"))
+}
+
+/// `[auth.token]`
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Token {
+    /// The name in each token of who issued it. Where others shall trust the tokens, it is Berth's own URL.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-default" = "`server.public_url` where it is set, else `\"berth\"`"))]
+    pub issuer: Option<Text<Word>>,
+    /// The name in each token of whom it is for, also in those of `[auth.token_issuers]`; clients are told it,
+    /// and say it when they ask for one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-default" = "the host of `server.public_url` where it is set, else `\"berth\"`"))]
+    pub service: Option<Text<Word>>,
+    /// The token service that clients are sent to, where it is another one, of `[auth.token_issuers]`. Berth
+    /// issues no tokens then.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub realm: Option<Text<Realm>>,
+    /// How long a token is good for, from one minute, below which clients ask for one again and again, to a
+    /// day. A right that is taken away, or an account that is disabled, lives on for as long.
+    pub ttl: Text<Duration>,
+    /// How long a client that asks for a refresh token (`docker login` does) can go on without its password.
+    /// It ends earlier when the password changes.
+    pub refresh_ttl: Text<Duration>,
+    /// The private keys that sign tokens: Ed25519, P-256 or RSA, in PEM. The newest signs, all verify. Where it
+    /// is not set and the bucket is a local directory, they are made there, in `.keys`. Replicas share them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-secret" = true))]
+    pub keys: Option<Text<Keys>>,
+}
+
+/// `[auth.token_issuers.<name>]`
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TokenIssuer {
+    /// The issuer, exactly as its tokens name it in `iss`.
+    pub issuer: Text<Word>,
+    /// Its public keys: the URL of a JSON Web Key Set, or a file that holds one, or the keys or certificates
+    /// themselves in PEM. They are read again when a token names one that isn't known.
+    pub jwks: Text<KeyPlace>,
+    /// The file of certificates, in PEM, by which the server of that URL is known where a public authority
+    /// doesn't vouch for it. Only these count then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca: Option<Text<FilePath>>,
 }
 
 /// What someone who has not logged in may do.
@@ -300,24 +437,14 @@ impl Anonymous {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Rule {
-    /// Whom the rule is about: `anonymous` is whoever has not logged in, `everyone` is anybody at all.
-    pub who: Vec<Who>,
+    /// Whom the rule is about: users, service accounts, groups, those whom an issuer vouches for (`*` in the
+    /// subject is any characters); `anonymous` is whoever has not logged in, `everyone` is anybody at all.
+    pub who: Vec<Text<Who>>,
     /// What they may do: a `reader` pulls, a `creator` also pushes but moves no tag that exists, a `writer`
     /// pushes anything, an `admin` also deletes.
     pub role: Role,
     /// Patterns of repositories: `*` is any one component of a name, `**` any number, also none.
     pub repositories: Vec<Text<RepositoryPattern>>,
-}
-
-/// Whom a rule is about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-#[schemars(inline, extend("x-want" = "\"anonymous\" or \"everyone\", the only ones there are so far"))]
-pub enum Who {
-    /// Whoever has not logged in.
-    Anonymous,
-    /// Anybody at all.
-    Everyone,
 }
 
 /// What one may do; each role may do what the one before it may.
@@ -429,13 +556,33 @@ impl Config {
 
 impl Default for Server {
     fn default() -> Self {
-        Self { listen: Listen::one(([127, 0, 0, 1], 5000).into()), cors_origins: Vec::new() }
+        Self {
+            listen: Listen::one(([127, 0, 0, 1], 5000).into()),
+            public_url: None,
+            trusted_proxies: Vec::new(),
+            cors_origins: Vec::new(),
+        }
     }
 }
 
 impl Default for Admin {
     fn default() -> Self {
-        Self { listen: Text(([127, 0, 0, 1], 5001).into()) }
+        Self { listen: Text(([127, 0, 0, 1], 5001).into()), tls: false }
+    }
+}
+
+impl Default for Token {
+    /// 5 minutes: long enough for some hundred requests, short enough to wait for. 30 days for a login, as
+    /// the longest that people go between two uses of a machine that they still want to be logged in on.
+    fn default() -> Self {
+        Self {
+            issuer: None,
+            service: None,
+            realm: None,
+            ttl: seconds(300),
+            refresh_ttl: seconds(30 * 24 * 3600),
+            keys: None,
+        }
     }
 }
 

@@ -7,11 +7,17 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use ulid::Ulid;
 
+mod roster;
+
 use super::{Fact, IndexError, Shard};
 use crate::{
     oci::{Digest, RepositoryName, Tag},
-    storage::{DataKey, MultipartId, PartId, Revision, StoreTime, key::EpochNumber},
+    storage::{
+        DataKey, MultipartId, PartId, Revision, StoreTime,
+        key::{EntryName, EpochNumber, RosterList},
+    },
 };
+pub use roster::{Account, AccountKey, EntryFact, PendingFact, RosterRule};
 
 /// The names of all facts of one epoch.
 #[derive(Clone, Debug)]
@@ -216,6 +222,47 @@ impl Names {
         Fact::new(self.of("hints", format_args!("{algorithm}:{}", &hex[..2])), hex)
     }
 
+    /// The shard that keeps the roster: it is small, and read as a whole.
+    pub fn roster_shard(&self) -> Shard {
+        Shard(0)
+    }
+
+    /// All accounts, or all rules: name -> [`EntryFact`].
+    pub fn roster(&self, roster: RosterList) -> String {
+        self.group(roster.as_str())
+    }
+
+    /// One account or rule.
+    pub fn entry(&self, roster: RosterList, name: &EntryName) -> Fact {
+        Fact::new(self.roster(roster), name.as_str())
+    }
+
+    /// Which state of the roster this is: another value after each change. Present once the roster is
+    /// reconciled.
+    pub fn roster_version(&self) -> Fact {
+        Fact::new(self.group("roster"), "")
+    }
+
+    /// The entries of the roster that somebody is writing: `accounts/<name>` -> counter, then [`PendingFact`].
+    pub fn pending(&self) -> String {
+        self.group("pending")
+    }
+
+    /// Whether somebody is writing an account or a rule.
+    pub fn pending_entry(&self, roster: RosterList, name: &EntryName) -> Fact {
+        Fact::new(self.pending(), format!("{}/{name}", roster.as_str()))
+    }
+
+    /// When each account was last used, about: name -> [`StoreTime`]. Known to the index alone.
+    pub fn account_uses(&self) -> String {
+        self.group("uses")
+    }
+
+    /// When one account was last used.
+    pub fn account_use(&self, name: &EntryName) -> Fact {
+        Fact::new(self.account_uses(), name.as_str())
+    }
+
     /// Who does a piece of the shard's background work: [`WorkFact`].
     pub fn work(&self, piece: &str) -> Fact {
         Fact::new(self.group("work"), piece)
@@ -360,10 +407,15 @@ pub struct IntendedManifest {
 impl IntentFact {
     /// Reads a numbered value: the counter, then the intent.
     pub fn decode(bytes: &[u8]) -> Result<(u64, Self), IndexError> {
-        let (counter, record) = split(bytes, 16)?;
-        let counter = u64::from_str_radix(counter, 16).map_err(|error| IndexError::Broken(error.to_string()))?;
-        Ok((counter, decode(record)?))
+        decode_numbered(bytes)
     }
+}
+
+/// A record that [`super::Write::PutNumbered`] wrote, and its number.
+fn decode_numbered<T: DeserializeOwned>(bytes: &[u8]) -> Result<(u64, T), IndexError> {
+    let (counter, record) = split(bytes, 16)?;
+    let counter = u64::from_str_radix(counter, 16).map_err(|error| IndexError::Broken(error.to_string()))?;
+    Ok((counter, decode(record)?))
 }
 
 /// An upload in progress, or the memory of one that is over.

@@ -8,7 +8,10 @@ use crate::{
     epoch::EpochRecord,
     index::facts::{DataFact, Hint, IntentFact, LinkFact, ManifestFact, TagState},
     oci::{Digest, RepositoryName, Tag},
-    storage::StoreTime,
+    storage::{
+        StoreTime,
+        key::{EntryName, RosterList},
+    },
 };
 
 /// Whether to read all bytes and hash them.
@@ -215,10 +218,25 @@ pub enum About {
     Manifest(ManifestReport),
     /// A revision of a tag.
     Tag(TagReport),
+    /// A revision of an account or a rule.
+    Entry(EntryReport),
     /// An index that was once believed; nothing where there is no such object.
     Epoch(Option<EpochRecord>),
     /// What a start wrote to see whether it may.
     Probe,
+}
+
+/// A revision of an account or a rule.
+#[derive(Clone, Debug, Serialize)]
+pub struct EntryReport {
+    /// Whether it is an account or a rule.
+    pub roster: RosterList,
+    /// Its name.
+    pub name: EntryName,
+    /// Whether it was written in time; nothing where there is no such object.
+    pub counts: Option<bool>,
+    /// Whether it is the one that the index goes by; nothing where the index isn't the bucket's own.
+    pub is_current: Option<bool>,
 }
 
 /// A key.
@@ -247,4 +265,8 @@ pub struct Counts {
     pub trash: usize,
     /// Tags whose history waits to be trimmed.
     pub trims: usize,
+    /// Service accounts.
+    pub accounts: usize,
+    /// Rules that were made at run time.
+    pub rules: usize,
 }

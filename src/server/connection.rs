@@ -3,7 +3,7 @@
 use std::{convert::Infallible, net::SocketAddr, pin::pin, sync::Arc};
 
 use axum::{Router, body::Body};
-use http::{Request, Response, Version};
+use http::{Request, Response, Version, header::EXPECT};
 use http_body::Body as _;
 use hyper::service::Service;
 use hyper_util::{
@@ -21,7 +21,10 @@ use super::{
     activity::{Activity, Patience, Turn, Verdict, Watched},
     body::{Incoming, Outgoing},
 };
-use crate::{api::observe::Peer, telemetry::Metrics};
+use crate::{
+    api::{observe::Peer, origin::Scheme},
+    telemetry::Metrics,
+};
 
 /// Limits of HTTP/2, which multiplies what one connection can hold. Streams: as many as Go's and nginx's
 /// servers allow, within a factor of two. Windows: a stream gets 1 MiB, enough for 80 MB/s at 100 ms; all of a
@@ -49,6 +52,13 @@ pub(super) enum Phase {
     Cut,
 }
 
+/// Who is at the other end of a connection, and how bytes travel there.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Client {
+    pub(super) peer: SocketAddr,
+    pub(super) scheme: Scheme,
+}
+
 /// What all connections have in common.
 pub(super) struct Shared {
     pub(super) builder: Builder<TokioExecutor>,
@@ -74,7 +84,7 @@ pub(super) fn builder() -> Builder<TokioExecutor> {
 
 /// Serves one connection until it ends, is closed for idleness, or `phase` says so. It works on any stream of
 /// bytes.
-pub(super) async fn run<I>(shared: &Shared, io: I, peer: SocketAddr, router: Router, mut phase: watch::Receiver<Phase>)
+pub(super) async fn run<I>(shared: &Shared, io: I, client: Client, router: Router, mut phase: watch::Receiver<Phase>)
 where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -82,7 +92,7 @@ where
     let service = Requests {
         router: TowerToHyperService::new(router),
         activity: activity.clone(),
-        peer,
+        client,
         patience: shared.patience,
     };
     let io = TokioIo::new(Watched::new(io, activity.clone()));
@@ -121,7 +131,7 @@ where
 struct Requests {
     router: TowerToHyperService<Router>,
     activity: Arc<Activity>,
-    peer: SocketAddr,
+    client: Client,
     patience: Patience,
 }
 
@@ -131,13 +141,18 @@ impl Service<Request<hyper::body::Incoming>> for Requests {
     type Future = std::pin::Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
 
     fn call(&self, request: Request<hyper::body::Incoming>) -> Self::Future {
-        let turn = self.activity.request_began(request.version() == Version::HTTP_2);
+        let is_http2 = request.version() == Version::HTTP_2;
+        let turn = self.activity.request_began(is_http2);
         let stall = self.patience.stall;
+        // HTTP/2 ends a stream without a reset of the connection; who waits for a word before sending (100 Continue)
+        // has the answer in its place.
+        let lingers = !is_http2 && !request.headers().contains_key(EXPECT);
         let mut request = request.map(|body| match body.is_end_stream() {
             true => Body::empty(),
-            false => Body::new(Incoming::new(body, stall)),
+            false => Body::new(Incoming::new(body, stall, lingers.then(|| self.activity.request_began(is_http2)))),
         });
-        request.extensions_mut().insert(Peer(self.peer));
+        request.extensions_mut().insert(Peer(self.client.peer));
+        request.extensions_mut().insert(self.client.scheme);
         Box::pin(answer(self.router.call(request), turn))
     }
 }

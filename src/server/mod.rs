@@ -8,6 +8,7 @@ mod activity;
 mod body;
 mod connection;
 mod drain;
+mod tls;
 
 use std::{
     io,
@@ -27,14 +28,20 @@ use tokio::{
     sync::{Semaphore, watch},
     time::{sleep, timeout},
 };
+use tokio_rustls::server::TlsStream;
 use tokio_util::task::TaskTracker;
 
 use self::{
     activity::Patience,
-    connection::{Phase, Shared},
+    connection::{Client, Phase, Shared},
+    tls::{NOT_TLS, Stranger},
 };
-use crate::{api::health::Readiness, telemetry::Metrics};
+use crate::{
+    api::{health::Readiness, origin::Scheme},
+    telemetry::Metrics,
+};
 pub use drain::Drain;
+pub use tls::{Files, Oldest, Tls, TlsError};
 
 /// What a client too many is told. It is written before its request was read, so it can't be more specific.
 const REFUSAL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 1\r\n\
@@ -115,12 +122,24 @@ pub struct Listener {
     socket: TcpListener,
     role: Role,
     router: Router,
+    tls: Option<Tls>,
 }
 
 impl Listener {
     /// Opens `address`; port 0 takes a free one.
     pub async fn bind(address: SocketAddr, role: Role, router: Router) -> io::Result<Self> {
-        Ok(Self { socket: TcpListener::bind(address).await?, role, router })
+        Ok(Self { socket: TcpListener::bind(address).await?, role, router, tls: None })
+    }
+
+    /// Speaks TLS there, and nothing else.
+    pub fn with_tls(self, tls: Tls) -> Self {
+        Self { tls: Some(tls), ..self }
+    }
+
+    /// `https` where it speaks TLS, else `http`.
+    pub fn scheme(&self) -> &'static str {
+        let scheme = if self.tls.is_some() { Scheme::Https } else { Scheme::Http };
+        scheme.as_str()
     }
 
     /// For whom it is, as metrics and the log call them.
@@ -295,17 +314,30 @@ impl Door {
             return; // The client is gone already.
         }
         let (shared, router, phase) = (self.shared.clone(), self.listener.router.clone(), self.phase.clone());
+        let Some(tls) = self.listener.tls.clone() else {
+            let client = Client { peer, scheme: Scheme::Http };
+            self.tasks.spawn(async move {
+                connection::run(&shared, stream, client, router, phase).await;
+                drop(place);
+            });
+            return;
+        };
         self.tasks.spawn(async move {
-            connection::run(&shared, stream, peer, router, phase).await;
+            if let Some(stream) = shake_hands(&shared, &tls, stream, peer, phase.clone()).await {
+                connection::run(&shared, stream, Client { peer, scheme: Scheme::Https }, router, phase).await;
+            }
             drop(place);
         });
     }
 
     fn refuse(&self, stream: TcpStream) {
         self.shared.metrics.connections_refused.inc();
+        if self.listener.tls.is_some() {
+            return; // To say it would take a handshake, which is what there is no room for.
+        }
         let Ok(place) = self.connections.lingering.clone().try_acquire_owned() else { return };
         self.tasks.spawn(async move {
-            let _ = timeout(LINGER, say_refusal(stream)).await;
+            let _ = timeout(LINGER, say(stream, REFUSAL)).await;
             drop(place);
         });
     }
@@ -316,10 +348,31 @@ fn is_clients_affair(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset)
 }
 
+/// A client's TLS connection; `None` if there will be none. It ends with `phase`, as no request has begun on it.
+async fn shake_hands(
+    shared: &Shared,
+    tls: &Tls,
+    stream: TcpStream,
+    peer: SocketAddr,
+    mut phase: watch::Receiver<Phase>,
+) -> Option<TlsStream<TcpStream>> {
+    let accepted = tokio::select! {
+        _ = phase.changed() => return None,
+        accepted = tls.accept(stream, shared.patience.head) => accepted,
+    };
+    match accepted {
+        Ok(stream) => return Some(stream),
+        Err(Stranger::Plain(stream)) => _ = timeout(LINGER, say(stream, NOT_TLS)).await,
+        Err(Stranger::Silent) => _ = shared.metrics.connections_cut.inc(),
+        Err(Stranger::Failed(error)) => tracing::debug!(%peer, %error, "a TLS handshake failed"),
+    }
+    None
+}
+
 /// Says it, and reads what the client sends until it hangs up: closing over unread bytes would reset the
 /// connection, and take the answer away before it was read.
-async fn say_refusal(mut stream: TcpStream) -> io::Result<()> {
-    stream.write_all(REFUSAL).await?;
+async fn say(mut stream: TcpStream, answer: &[u8]) -> io::Result<()> {
+    stream.write_all(answer).await?;
     stream.shutdown().await?;
     let mut ignored = [0; 1024];
     while stream.read(&mut ignored).await? > 0 {}

@@ -31,6 +31,88 @@ pub struct Revision {
     pub counter: u64,
 }
 
+/// The two lists of the roster: what was granted at run time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RosterList {
+    /// Service accounts.
+    Accounts,
+    /// Access rules.
+    Rules,
+}
+
+impl RosterList {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Accounts, Self::Rules];
+
+    /// Its folder in the bucket, and the noun of its facts.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Accounts => "accounts",
+            Self::Rules => "rules",
+        }
+    }
+
+    /// Where all of its entries are listed.
+    pub fn prefix(self) -> String {
+        format!("{}/", self.as_str())
+    }
+
+    /// Where the revisions of one entry are listed, newest first.
+    pub fn history(self, name: &EntryName) -> String {
+        format!("{}/{name}/", self.as_str())
+    }
+}
+
+/// The name of an account or a rule: a component of a repository's name, at most [`EntryName::MAX`] bytes.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct EntryName(String);
+
+/// The text names no account and no rule.
+#[derive(Debug, thiserror::Error)]
+#[error("{0:?} is not a name: want a-z, 0-9 and inner '.', '_', '__' or '-', 63 bytes at most")]
+pub struct InvalidEntryName(String);
+
+impl EntryName {
+    /// The longest, in bytes: as long as a label of a domain name, so that one can be made of it.
+    pub const MAX: usize = 63;
+
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for EntryName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl FromStr for EntryName {
+    type Err = InvalidEntryName;
+
+    fn from_str(text: &str) -> Result<Self, InvalidEntryName> {
+        let good = text.len() <= Self::MAX && !text.contains('/') && text.parse::<RepositoryName>().is_ok();
+        if good { Ok(Self(text.to_owned())) } else { Err(InvalidEntryName(text.chars().take(100).collect())) }
+    }
+}
+
+impl TryFrom<String> for EntryName {
+    type Error = InvalidEntryName;
+
+    fn try_from(text: String) -> Result<Self, InvalidEntryName> {
+        text.parse()
+    }
+}
+
+impl From<EntryName> for String {
+    fn from(name: EntryName) -> Self {
+        name.0
+    }
+}
+
 /// The name of a data object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -77,6 +159,20 @@ pub enum Key {
         deadline: StoreTime,
         /// The manifest; `None` says that the tag was deleted.
         to: Option<Digest>,
+    },
+    /// `accounts/<name>/<revision>-<deadline>` or `rules/…`: what was granted at run time; with `-deleted`
+    /// behind it, that it no longer is.
+    Entry {
+        /// Whether it is an account or a rule.
+        roster: RosterList,
+        /// Its name.
+        name: EntryName,
+        /// Its position in the entry's history.
+        revision: Revision,
+        /// It counts if the store wrote it no later than this.
+        deadline: StoreTime,
+        /// Whether it says that the entry is gone.
+        deleted: bool,
     },
     /// `epochs/<n>`: an index that was once believed.
     Epoch(EpochNumber),
@@ -209,6 +305,11 @@ impl fmt::Display for Key {
                     None => f.write_str("deleted"),
                 }
             }
+            Self::Entry { roster, name, revision, deadline, deleted } => {
+                let ending = if *deleted { "-deleted" } else { "" };
+                let revision = revision.complemented();
+                write!(f, "{}/{name}/{revision}-{:013}{ending}", roster.as_str(), deadline.0)
+            }
             Self::Epoch(number) => write!(f, "{EPOCHS}{number}"),
             Self::Probe(probe) => write!(f, "{PROBES}{probe}"),
         }
@@ -231,10 +332,22 @@ impl Key {
             let data = DataKey(parse_ulid(rest.get(3..)?)?);
             return (data.to_string() == text).then_some(Self::Data(data));
         }
-        let key = Self::parse_in_repository(text.strip_prefix(REPOSITORIES)?)?;
+        let key = match text.strip_prefix(REPOSITORIES) {
+            Some(rest) => Self::parse_in_repository(rest)?,
+            None => Self::parse_entry(text)?,
+        };
         // Numbers can be spelled in more ways than ours (`+7`, `007`), and who removed such a key would
         // remove another one.
         (key.to_string() == text).then_some(key)
+    }
+
+    fn parse_entry(text: &str) -> Option<Self> {
+        let roster = RosterList::ALL.into_iter().find(|roster| text.starts_with(&roster.prefix()))?;
+        let (name, leaf) = text.strip_prefix(&roster.prefix())?.split_once('/')?;
+        let (leaf, deleted) = leaf.strip_suffix("-deleted").map_or((leaf, false), |leaf| (leaf, true));
+        let (revision, deadline) = leaf.split_once('-')?;
+        let revision = Revision::from_complemented(revision)?;
+        Some(Self::Entry { roster, name: name.parse().ok()?, revision, deadline: parse_deadline(deadline)?, deleted })
     }
 
     fn parse_in_repository(rest: &str) -> Option<Self> {
@@ -260,8 +373,7 @@ impl Key {
             "_tags" => {
                 let mut parts = leaf.splitn(3, '-');
                 let revision = Revision::from_complemented(parts.next()?)?;
-                let deadline = parts.next().filter(|digits| digits.len() == 13)?;
-                let deadline = StoreTime(deadline.parse().ok()?);
+                let deadline = parse_deadline(parts.next()?)?;
                 let to = match parts.next()? {
                     "deleted" => None,
                     digest => Some(digest.parse().ok()?),
@@ -271,6 +383,11 @@ impl Key {
             _ => None,
         }
     }
+}
+
+/// The 13 digits of a deadline.
+fn parse_deadline(digits: &str) -> Option<StoreTime> {
+    if digits.len() == 13 { digits.parse().ok().map(StoreTime) } else { None }
 }
 
 /// A ULID in its one canonical spelling.
@@ -287,6 +404,10 @@ fn fixed_hex(text: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn name() -> EntryName {
+        "ci-1.deploy".parse().expect("name")
+    }
 
     fn keys() -> Vec<Key> {
         let repository: RepositoryName = "team/app".parse().expect("name");
@@ -307,6 +428,8 @@ mod tests {
             Key::Manifest { repository: repository.clone(), digest: digest.clone(), object: Ulid::r#gen() },
             Key::Tag { repository: repository.clone(), tag: tag.clone(), revision, deadline, to: Some(digest) },
             Key::Tag { repository, tag, revision, deadline, to: None },
+            Key::Entry { roster: RosterList::Accounts, name: name(), revision, deadline, deleted: false },
+            Key::Entry { roster: RosterList::Rules, name: name(), revision, deadline, deleted: true },
             Key::Epoch(revision.epoch),
             Key::Probe(Ulid::r#gen()),
         ]
@@ -335,6 +458,12 @@ mod tests {
             "repos/_tags/t/x",
             "repos/A/_blobs/x/y",
             "lost+found",
+            "accounts/ci",
+            "accounts/ci/x",
+            "accounts/a/b/ffffffffffffffffffffffffffffffff-1790000000123",
+            "rules/A/ffffffffffffffffffffffffffffffff-1790000000123",
+            "rules/a/ffffffffffffffffffffffffffffffff-+790000000123",
+            "rules/a/ffffffffffffffffffffffffffffffff-1790000000123-gone",
             &link("+7"),
             &link("07"),
         ] {

@@ -33,6 +33,18 @@ impl StoreTime {
     pub fn minus(self, span: Duration) -> Self {
         Self(self.0.saturating_sub(span.as_millis() as u64))
     }
+
+    /// As people and machines read it: by RFC 3339, in UTC, to the second.
+    pub fn rfc3339(self) -> String {
+        chrono::DateTime::from_timestamp_millis(self.0 as i64)
+            .map_or_else(|| format!("{} ms", self.0), |at| at.to_rfc3339_opts(chrono::SecondsFormat::Secs, true))
+    }
+
+    /// Reads a time by RFC 3339; `None` for anything else, and for a time before 1970.
+    pub fn from_rfc3339(text: &str) -> Option<Self> {
+        let at = chrono::DateTime::parse_from_rfc3339(text).ok()?;
+        at.timestamp_millis().try_into().ok().map(Self)
+    }
 }
 
 /// What went wrong in a store, named by what the caller can do about it.

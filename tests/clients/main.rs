@@ -7,12 +7,16 @@ mod buildkit;
 mod compose;
 mod containerd;
 mod cosign;
+mod distribution;
 mod helm;
 mod large;
 mod oras;
 mod regctl;
 mod tool;
 
+#[expect(dead_code, reason = "the other tests use the rest of it")]
+#[path = "../it/authority.rs"]
+mod authority;
 #[expect(dead_code, reason = "the other tests use the rest of it")]
 #[path = "../it/berth.rs"]
 mod berth;
@@ -24,6 +28,9 @@ mod docker_daemon;
 #[expect(dead_code, reason = "the other tests use the rest of it")]
 #[path = "../it/e2e_client.rs"]
 mod e2e_client;
+#[expect(dead_code, reason = "the other tests use the rest of it")]
+#[path = "../it/issuer.rs"]
+mod issuer;
 #[path = "../it/many_pushes.rs"]
 mod many_pushes;
 #[path = "../it/strace.rs"]

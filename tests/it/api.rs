@@ -7,7 +7,7 @@ use std::{sync::Arc, time::Duration};
 use axum::{Router, body::Body};
 use berth::{
     api::{self, route::Route},
-    auth::AccessRules,
+    auth::{AccessRules, Authority, NamedRule},
     config::{RepositoryPattern, Role, Rule, Text, Who, Written},
     index::{Connect, embedded::Embedded},
     oci::{Algorithm, Digest},
@@ -45,12 +45,16 @@ impl Berth {
 
     /// What those see who may do this in these repositories, and nothing elsewhere.
     fn with(&self, rules: &[(Role, &str)]) -> Client {
-        let rule = |(role, pattern): &(Role, &str)| Rule {
-            who: vec![Who::Everyone],
-            role: *role,
-            repositories: vec![Text(RepositoryPattern::read(pattern).unwrap())],
+        let rule = |(role, pattern): &(Role, &str)| NamedRule {
+            name: (*pattern).to_owned(),
+            rule: Rule {
+                who: vec![Text(Who::Everyone)],
+                role: *role,
+                repositories: vec![Text(RepositoryPattern::read(pattern).unwrap())],
+            },
         };
-        Client(api::router(Arc::clone(&self.registry), AccessRules::new(None, rules.iter().map(rule)), None))
+        let authority = Authority::of_rules(AccessRules::new(None, rules.iter().map(rule))).unwrap();
+        Client(api::router(Arc::clone(&self.registry), authority, None))
     }
 
     fn admin(&self) -> Client {
@@ -163,7 +167,9 @@ async fn who_has_no_right_is_told_the_same_whether_a_thing_exists_or_not() {
     for ((method, target, _), before) in operations("team/app").iter().zip(before) {
         let answer = stranger.ask(method, target).await;
         assert_eq!(answer.status, StatusCode::UNAUTHORIZED, "{method} {target}");
-        assert_eq!(answer.header("www-authenticate"), "Basic realm=\"Berth\"");
+        let challenge = answer.header("www-authenticate");
+        assert!(challenge.starts_with("Bearer realm=\"/v2/token\",service=\"berth\",scope=\"repository:team/app:"));
+        assert!(challenge.ends_with(",error=\"insufficient_scope\""), "{challenge}");
         assert_eq!(answer.code(), "UNAUTHORIZED");
         assert_eq!((&answer.headers, &answer.body), (&before.headers, &before.body), "{method} {target}");
     }

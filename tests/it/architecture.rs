@@ -39,7 +39,7 @@ fn spans(text: &str) -> impl Iterator<Item = &str> {
 }
 
 /// The fenced blocks in a language.
-fn blocks(text: &str, language: &str) -> Vec<String> {
+pub(crate) fn blocks(text: &str, language: &str) -> Vec<String> {
     let begin = format!("```{language}");
     let (mut found, mut block): (Vec<String>, Option<&str>) = (Vec::new(), None);
     for line in text.lines() {
@@ -77,7 +77,9 @@ fn every_link_leads_somewhere() {
 
 /// `--help` makes clap parse everything before it, and run nothing.
 fn assert_is_command(command: &str) {
-    let words = command.split_whitespace().skip(1).filter(|word| !word.contains('='));
+    // A shell takes the quotes away.
+    let words =
+        command.split_whitespace().skip(1).filter(|word| !word.contains('=')).map(|word| word.trim_matches('\''));
     let output = Command::new(env!("CARGO_BIN_EXE_berth"))
         .args(words)
         .arg("--help")
@@ -97,9 +99,12 @@ fn every_command_is_one() {
     let mut count = 0;
     for (path, text) in papers() {
         let shown = blocks(&text, "sh").concat();
-        let lines = shown.lines().map(|line| line.split(" #").next().unwrap_or_default().trim());
+        // Behind the command there may be a remark, or the file that it writes to.
+        let command = |line: &'_ str| line.split(" #").next().unwrap().split(" > ").next().unwrap().trim().to_owned();
+        let lines: Vec<String> = shown.lines().map(command).collect();
         let spans = spans(&text).filter(|span| span.starts_with("berth ") && !span.contains('…'));
-        for command in lines.filter(|line| line.starts_with("berth ")).chain(spans) {
+        let lines = lines.iter().map(String::as_str).filter(|line| line.starts_with("berth "));
+        for command in lines.chain(spans) {
             println!("{}: {command}", path.display());
             assert_is_command(command);
             count += 1;
@@ -119,10 +124,10 @@ fn every_example_of_settings_is_accepted() {
             }
             // The files that secrets are read from are not on this machine.
             let block = block.replace("secret_access_key_file", "secret_access_key");
-            let block = block.replace(
-                "private_key_file = \"/etc/berth/cloudfront.pem\"",
-                "private_key = \"-----BEGIN PRIVATE KEY-----\"",
-            );
+            let key = "key = \"-----BEGIN PRIVATE KEY-----\"";
+            let block = block
+                .replace("private_key_file = \"/etc/berth/cloudfront.pem\"", &format!("private_{key}"))
+                .replace("keys_file = \"/etc/berth/keys.pem\"", &key.replace("key =", "keys ="));
             if let Err(error) = berth::config::Config::parse(Path::new("example.toml"), &block) {
                 panic!("{}: {error}", path.display());
             }

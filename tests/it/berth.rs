@@ -44,11 +44,22 @@ impl Setup {
 
     /// Starts it, and waits until it is ready.
     pub(crate) fn start(self) -> Berth {
+        let mut berth = self.stopped();
+        berth.restart();
+        berth
+    }
+
+    fn stopped(self) -> Berth {
         let scratch = TempDir::new().unwrap();
         let directory = self.directory.clone().unwrap_or_else(|| scratch.path().join("data"));
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
-        let mut berth = Berth { setup: self, directory, scratch, child: None, public: nowhere, admin: nowhere };
-        berth.restart();
+        Berth { setup: self, directory, scratch, child: None, public: nowhere, admin: nowhere }
+    }
+
+    /// Starts it with an admin listener that can't be asked in the clear whether it is ready; it listens then.
+    pub(crate) fn start_with_admin_tls(self) -> Berth {
+        let mut berth = self.stopped();
+        berth.launch();
         berth
     }
 
@@ -150,14 +161,19 @@ impl Berth {
     /// Starts it again over the same directory, after killing it if it runs. Returns once it is ready.
     pub(crate) fn restart(&mut self) {
         self.kill9();
+        self.launch();
+        while !get(self.admin, "/readyz").is_some_and(|answer| answer.starts_with("HTTP/1.1 200")) {
+            self.pause();
+        }
+    }
+
+    /// Starts it, and learns where it listens.
+    fn launch(&mut self) {
         let before = self.log().len();
         let log = fs::File::options().create(true).append(true).open(self.scratch.path().join("log")).unwrap();
         self.child = Some(command(&self.setup, &self.directory).stderr(log).spawn().unwrap());
         self.public = self.announced(before, "public");
         self.admin = self.announced(before, "admin");
-        while !get(self.admin, "/readyz").is_some_and(|answer| answer.starts_with("HTTP/1.1 200")) {
-            self.pause();
-        }
     }
 
     /// The address that it says it listens on.
@@ -176,7 +192,11 @@ impl Berth {
 
     /// Waits a little for a server that must still be there.
     fn pause(&mut self) {
-        assert!(self.is_running(), "the server ended at its start:\n{}", self.log());
+        if !self.is_running() {
+            // Nobody is there whom the destructor could end.
+            self.child = None;
+            panic!("the server ended at its start:\n{}", self.log());
+        }
         thread::sleep(Duration::from_millis(10));
     }
 }
@@ -244,6 +264,23 @@ pub(crate) fn run(command: &mut Command) -> String {
     let (status, said) = outcome(command);
     assert!(status.success(), "{command:?} ended with {status}:\n{said}");
     said
+}
+
+/// A command line that is run by a shell, so that a password comes by standard input as people are told to.
+pub(crate) fn piped(command: &Command, password: &str) -> Command {
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "printf %s \"$PASSWORD\" | \"$0\" \"$@\""]).arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => shell.env(name, value),
+            None => shell.env_remove(name),
+        };
+    }
+    if let Some(folder) = command.get_current_dir() {
+        shell.current_dir(folder);
+    }
+    shell.env("PASSWORD", password);
+    shell
 }
 
 /// Runs a program that has to fail, and returns what it said.

@@ -224,7 +224,7 @@ async fn a_rebuild_brings_everything_back() {
 
     let rebuilt = run(&prepared.settings, &["index", "rebuild"]);
     assert!(rebuilt.status.success(), "{}", stderr(&rebuilt));
-    assert_eq!(stdout(&rebuilt), "repositories 2\nlinks 3\nmanifests 3\ntags 3\ndangling 0\n");
+    assert_eq!(stdout(&rebuilt), "repositories 2\nlinks 3\nmanifests 3\ntags 3\ndangling 0\naccounts 0\nrules 0\n");
     assert!(stderr(&rebuilt).contains("2 team/app"), "{}", stderr(&rebuilt));
 
     let status = json_of(&prepared.settings, &["index", "status", "--json"]);
@@ -332,7 +332,7 @@ async fn a_rebuild_says_what_dangles() {
     let rebuilt = run(&prepared.settings, &["index", "rebuild"]);
     assert_eq!(rebuilt.status.code(), Some(1));
     // The link, the manifest that needs it, the tag that points at that.
-    assert_eq!(stdout(&rebuilt), "repositories 2\nlinks 2\nmanifests 2\ntags 2\ndangling 3\n");
+    assert_eq!(stdout(&rebuilt), "repositories 2\nlinks 2\nmanifests 2\ntags 2\ndangling 3\naccounts 0\nrules 0\n");
     assert!(stderr(&rebuilt).contains(&data), "{}", stderr(&rebuilt));
 }
 
@@ -499,7 +499,7 @@ async fn on_a_remote_bucket_commands_work_beside_servers() {
     assert_eq!(report["found"]["data"][0]["verified"], true);
     let rebuilt = run(&settings, &["index", "rebuild"]);
     assert!(rebuilt.status.success(), "{}", stderr(&rebuilt));
-    assert_eq!(stdout(&rebuilt), "repositories 1\nlinks 1\nmanifests 1\ntags 1\ndangling 0\n");
+    assert_eq!(stdout(&rebuilt), "repositories 1\nlinks 1\nmanifests 1\ntags 1\ndangling 0\naccounts 0\nrules 0\n");
     for server in [first, second] {
         assert_eq!(digest(&server.get("/v2/team/app/manifests/v1").await.1), manifest);
         assert_eq!(server.get(&format!("/v2/team/app/blobs/{blob}")).await, (200, LAYER.to_vec()));

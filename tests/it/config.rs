@@ -73,9 +73,12 @@ fn every_kind_of_value_comes_from_the_environment() {
         &[
             ("BERTH_SERVER__LISTEN", "127.0.0.1:1, [::1]:2"),
             ("BERTH_SERVER__CORS_ORIGINS", "*,https://ui.example.com"),
+            ("BERTH_SERVER__PUBLIC_URL", "https://r.example.com/"),
+            ("BERTH_SERVER__TRUSTED_PROXIES", "10.0.0.0/8, ::1"),
             ("BERTH_STORAGE__URL", "file:/data"),
             ("BERTH_STORAGE__SYNC", "false"),
             ("BERTH_TAGS__HISTORY", "3"),
+            ("BERTH_AUTH__GROUPS__DEV", "alice,account:ci"),
             ("BERTH_AUTH__RULES__CI__WHO", "everyone"),
             ("BERTH_AUTH__RULES__CI__ROLE", "creator"),
             ("BERTH_AUTH__RULES__CI__REPOSITORIES", "team/*,ci/**"),
@@ -83,9 +86,12 @@ fn every_kind_of_value_comes_from_the_environment() {
     );
     assert_eq!(config.server.listen.len(), 2);
     assert_eq!(config.server.cors_origins.len(), 2);
+    assert_eq!(config.server.public_url.unwrap().as_str(), "https://r.example.com");
+    assert_eq!(config.server.trusted_proxies.len(), 2);
     assert_eq!(*config.storage.url, StorageUrl::File("/data".into()));
     assert!(!config.storage.sync);
     assert_eq!(config.tags.history.get(), 3);
+    assert_eq!(config.auth.groups["dev"].len(), 2);
     assert_eq!(config.auth.rules["ci"].repositories.len(), 2);
     assert_eq!(config.auth.anonymous, Anonymous::None);
 }
@@ -235,12 +241,12 @@ fn each_mistake_is_one_line() {
         (
             "[auth.rules.ci]",
             &[],
-            "auth.rules.ci.who (DIR/berth.toml:1): found nothing; want a list, and in it \"anonymous\" or \"everyone\", the only ones there are so far",
+            "auth.rules.ci.who (DIR/berth.toml:1): found nothing; want a list, and in it \"user:NAME\", \"account:NAME\", \"group:NAME\", \"oidc:ISSUER:SUBJECT\", \"anonymous\" or \"everyone\"",
         ),
         (
-            "[auth.rules.ci]\nwho = [\"user:bob\"]\nrole = \"reader\"\nrepositories = [\"**\"]",
+            "[auth.rules.ci]\nwho = [\"bob\"]\nrole = \"reader\"\nrepositories = [\"**\"]",
             &[],
-            "auth.rules.ci.who (DIR/berth.toml:2): found \"user:bob\"; want a list, and in it \"anonymous\" or \"everyone\", the only ones there are so far",
+            "auth.rules.ci.who (DIR/berth.toml:2): found \"bob\"; want a list, and in it \"user:NAME\", \"account:NAME\", \"group:NAME\", \"oidc:ISSUER:SUBJECT\", \"anonymous\" or \"everyone\"",
         ),
         (
             "[auth.rules.ci]\nwho = []\nrole = \"reader\"\nrepositories = [\"**\"]",
@@ -260,12 +266,7 @@ fn each_mistake_is_one_line() {
         (
             "",
             &[("BERTH_SERVER__LISTEN", "0.0.0.0:5000")],
-            "server.listen (BERTH_SERVER__LISTEN): found 0.0.0.0:5000, which other machines can reach, while nothing in [auth] lets anybody in; set auth.anonymous (reader, creator, writer, admin) or a rule in auth.rules, or listen on 127.0.0.1",
-        ),
-        (
-            "auth.anonymous = \"none\"\nserver.listen = \"0.0.0.0:5000\"",
-            &[],
-            "server.listen (DIR/berth.toml:2): found 0.0.0.0:5000, which other machines can reach, while nothing in [auth] lets anybody in; set auth.anonymous (reader, creator, writer, admin) or a rule in auth.rules, or listen on 127.0.0.1",
+            "server.listen (BERTH_SERVER__LISTEN): found 0.0.0.0:5000, which other machines can reach, while nothing in [auth] says who may enter; set auth.anonymous (none, reader, creator, writer, admin), auth.htpasswd or a rule in auth.rules, or listen on 127.0.0.1",
         ),
         (
             "",
@@ -311,6 +312,26 @@ fn each_mistake_is_one_line() {
             "",
             &[("BERTH_PROXY__URL", "socks5://me:pass@proxy")],
             "proxy.url (BERTH_PROXY__URL): found ***; want \"http://[USER:PASSWORD@]HOST:PORT\", or the same with https",
+        ),
+        (
+            "[tls]\ncertificate = \"tls.crt\"",
+            &[],
+            "tls.certificate (DIR/berth.toml:2): found without tls.key; want both or neither",
+        ),
+        (
+            "[tls]\nmin_version = \"1.3\"",
+            &[],
+            "tls.min_version (DIR/berth.toml:2): found without tls.certificate; want both or neither",
+        ),
+        (
+            "[tls]\nmin_version = \"1.1\"",
+            &[],
+            "tls.min_version (DIR/berth.toml:2): found \"1.1\"; want one of \"1.2\", \"1.3\"",
+        ),
+        (
+            "",
+            &[("BERTH_SERVER__TRUSTED_PROXIES", "10.0.0.1/8")],
+            "server.trusted_proxies (BERTH_SERVER__TRUSTED_PROXIES): found \"10.0.0.1/8\"; want a list, and in it a network such as \"10.0.0.0/8\" or \"fd00::/8\", or a single IP address",
         ),
         (
             "",
@@ -492,6 +513,8 @@ fn the_schema_and_the_reference_have_the_same_keys() {
             assert!(!value["description"].as_str().unwrap_or_default().is_empty(), "{path} has no doc comment");
             if value.get("properties").is_some() {
                 keys(value, &path, found);
+            } else if value["additionalProperties"]["type"] == "array" {
+                found.push(format!("{path}.<name>"));
             } else if value["additionalProperties"].is_object() {
                 keys(&value["additionalProperties"], &format!("{path}.<name>"), found);
             } else if !path.ends_with("_file") {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use berth::{
     api::route::{Access, Read, Route, Start, TagsForm},
     app::App,
-    auth::{AccessRules, Action},
+    auth::{AccessRules, Action, Authority},
     config::Role,
 };
 use bytes::Bytes;
@@ -32,7 +32,7 @@ struct Registry {
 impl Registry {
     /// A client of the same registry that may do everything.
     fn admin(&self) -> Client {
-        let access = AccessRules::new(Some(Role::Admin), []);
+        let access = Authority::of_rules(AccessRules::new(Some(Role::Admin), [])).unwrap();
         Client::router(berth::api::router(Arc::clone(&self.app.registry), access, None))
     }
 }
@@ -330,7 +330,7 @@ async fn cve_2020_29662_no_route_is_open_to_those_without_a_right() {
     for (expected, (method, path)) in requests().into_iter().enumerate() {
         assert_eq!(place(&parsed(&method, &path)), expected, "{method} {path}");
         let answer = registry.client.send(method.as_str(), &path, &[], "").await.expect(401);
-        assert!(answer.header("www-authenticate").starts_with("Basic realm="), "{answer:?}");
+        assert!(answer.header("www-authenticate").starts_with("Bearer realm="), "{answer:?}");
         if method != Method::HEAD {
             answer.expect_error(401, "UNAUTHORIZED");
         }

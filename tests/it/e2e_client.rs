@@ -80,7 +80,11 @@ pub(crate) struct Client(Way);
 impl Client {
     /// A client of the server at `base`, such as `http://127.0.0.1:5000`.
     pub(crate) fn remote(base: &str) -> Self {
-        let client = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build().unwrap();
+        Self::with(reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build().unwrap(), base)
+    }
+
+    /// The same with a client of HTTP that was made for it.
+    pub(crate) fn with(client: reqwest::Client, base: &str) -> Self {
         Self(Way::Socket(client, base.to_owned()))
     }
 

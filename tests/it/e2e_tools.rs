@@ -38,12 +38,22 @@ impl Tool {
         run(&mut self.command(arguments))
     }
 
-    fn fails(&self, arguments: &[&str]) -> String {
+    pub(crate) fn fails(&self, arguments: &[&str]) -> String {
         fails(&mut self.command(arguments))
     }
 
     pub(crate) fn path(&self) -> &Path {
         self.home.path()
+    }
+
+    /// Lets it take any image, and keep what it takes in its own home.
+    pub(crate) fn write_policy(&self) {
+        let policy = r#"{"default": [{"type": "insecureAcceptAnything"}]}"#;
+        fs::write(self.path().join("policy.json"), policy).unwrap();
+        // Podman looks for it where a user has it.
+        fs::create_dir_all(self.path().join(".config/containers")).unwrap();
+        fs::write(self.path().join(".config/containers/policy.json"), policy).unwrap();
+        self.use_own_storage();
     }
 
     /// For a tool that keeps images: not where the user's own are.
@@ -162,9 +172,7 @@ fn skopeo_copies_inspects_lists_and_deletes() {
 fn buildah_commits_pushes_pulls_and_pushes_a_list() {
     let (berth, buildah) = (Berth::start(), Tool::new("buildah"));
     let host = berth.host();
-    let policy = r#"{"default": [{"type": "insecureAcceptAnything"}]}"#;
-    fs::write(buildah.path().join("policy.json"), policy).unwrap();
-    buildah.use_own_storage();
+    buildah.write_policy();
     let policy = ["--signature-policy", "policy.json", "--tls-verify=false"];
     let transport = |verb: &[&str], more: &[&str]| buildah.run(&[verb, &policy[..], more].concat());
 

@@ -12,7 +12,10 @@ use berth::{
         WorkFact,
     },
     oci::{Algorithm, Digest, Hasher},
-    storage::{DataKey, Key, MultipartId, Revision, StoreTime, key::EpochNumber},
+    storage::{
+        DataKey, Key, MultipartId, Revision, StoreTime,
+        key::{EpochNumber, RosterList},
+    },
 };
 use http::Method;
 use proptest::{prelude::*, sample::select};
@@ -66,18 +69,21 @@ fn revision() -> impl Strategy<Value = Revision> {
 
 fn key() -> impl Strategy<Value = Key> {
     let names = (repository(), tag(), digest());
-    (names, ulid(), ulid(), revision(), any::<u32>(), 0..6_u8).prop_map(|(names, one, two, revision, number, kind)| {
+    (names, ulid(), ulid(), revision(), any::<u32>(), 0..8_u8).prop_map(|(names, one, two, revision, number, kind)| {
         let repository = names.0.parse().unwrap();
         let digest: Digest = names.2.parse().unwrap();
         // Milliseconds of some thirty years from now on: thirteen digits.
         let deadline = StoreTime(1_700_000_000_000 + u64::from(number) * 240);
         let tag = names.1.parse().unwrap();
+        let entry = format!("entry-{number}").parse().unwrap();
         match kind {
             0 => Key::Data(DataKey(one)),
             1 => Key::Link { repository, digest, link: one, data: DataKey(two), size: number.into() },
             2 => Key::Manifest { repository, digest, object: one },
             3 => Key::Tag { repository, tag, revision, deadline, to: Some(digest) },
             4 => Key::Tag { repository, tag, revision, deadline, to: None },
+            5 => Key::Entry { roster: RosterList::Accounts, name: entry, revision, deadline, deleted: false },
+            6 => Key::Entry { roster: RosterList::Rules, name: entry, revision, deadline, deleted: true },
             _ => Key::Epoch(revision.epoch),
         }
     })

@@ -17,7 +17,7 @@ use std::time::Duration;
 use axum::{Router, body::Body};
 use berth::{
     api::{self, observe::Seen},
-    auth::AccessRules,
+    auth::{AccessRules, Authority},
     config::Role,
     oci::Algorithm,
     reconcile,
@@ -112,7 +112,9 @@ impl Run {
 }
 
 fn servers(bench: &Bench) -> [Router; 2] {
-    [&bench.a, &bench.b].map(|engine| api::router(engine.clone(), AccessRules::new(Some(Role::Admin), None), None))
+    [&bench.a, &bench.b].map(|engine| {
+        api::router(engine.clone(), Authority::of_rules(AccessRules::new(Some(Role::Admin), None)).unwrap(), None)
+    })
 }
 
 async fn send(server: &Router, request: &Request) -> Answer {

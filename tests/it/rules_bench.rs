@@ -234,7 +234,7 @@ impl Bench {
     /// All keys of the bucket.
     pub(crate) async fn keys(&self) -> BTreeSet<String> {
         let mut keys = BTreeSet::new();
-        for prefix in ["repos/", "data/"] {
+        for prefix in ["repos/", "data/", "accounts/", "rules/"] {
             let mut after: Option<String> = None;
             loop {
                 let page = self.store.list(prefix, after.as_deref(), 1000).await.unwrap();
@@ -415,6 +415,7 @@ pub(crate) fn kinds(keys: &BTreeSet<String>) -> BTreeMap<&'static str, usize> {
             Key::Link { .. } => "link",
             Key::Manifest { .. } => "manifest",
             Key::Tag { .. } => "tag",
+            Key::Entry { .. } => "entry",
             Key::Format | Key::Epoch(_) | Key::Probe(_) => "own",
         };
         *kinds.entry(kind).or_default() += 1;

@@ -139,7 +139,7 @@ async fn a_lost_index_is_filled_from_the_bucket_by_who_needs_it() {
     assert!(!bench.a.is_settled().await.unwrap());
     assert_there(&bench, &expected).await;
     let walked = reconcile::walk(&bench.a, |_, _| {}).await.unwrap();
-    assert_eq!(walked, Walked { repositories: 5, adopted: Adopted::default() }, "nothing is adopted twice");
+    assert_eq!(walked, Walked { repositories: 5, ..Walked::default() }, "nothing is adopted twice");
     assert!(bench.b.is_settled().await.unwrap());
     assert_there(&bench, &expected).await;
     bench.work().await;
@@ -156,7 +156,7 @@ async fn a_lost_index_is_filled_from_the_bucket_by_a_walk() {
         bench = bench.with_new_index().await;
         let mut told = Vec::new();
         let walked = reconcile::walk(&bench.a, |name, walked| told.push((name.clone(), walked))).await.unwrap();
-        assert_eq!(walked, Walked { repositories: 5, adopted: ALL });
+        assert_eq!(walked, Walked { repositories: 5, adopted: ALL, ..Walked::default() });
         assert_eq!(told.len(), 5);
         println!("{walked:?}");
         assert_there(&bench, &expected).await;

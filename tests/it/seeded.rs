@@ -14,7 +14,7 @@ use std::{
 use async_trait::async_trait;
 use berth::{
     api,
-    auth::AccessRules,
+    auth::{AccessRules, Authority},
     config::Role,
     index::{Ask, Batch, Connect, Index, IndexError, Outcome, Shard, Write, embedded::Embedded},
     registry::{OtherIndex, Registry},
@@ -240,7 +240,8 @@ impl Scene {
             Registry::open(Arc::new(store), Arc::new(connect), options, OtherIndex::Refuse).await.unwrap()
         };
         let client = |registry: &Arc<Registry>| {
-            Client::router(api::router(Arc::clone(registry), AccessRules::new(Some(Role::Admin), None), None))
+            let authority = Authority::of_rules(AccessRules::new(Some(Role::Admin), None)).unwrap();
+            Client::router(api::router(Arc::clone(registry), authority, None))
         };
         let sound = open(Bug::None, &Arc::default()).await;
         let (first, second) = (open(bug, &probe).await, open(bug, &Arc::default()).await);

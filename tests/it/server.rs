@@ -23,6 +23,7 @@ use berth::{
         cors::Origins,
         health::{Readiness, admin_router, health_routes},
         observe::{ErrorSeen, Observer, Peer, Seen},
+        origin::Proxies,
     },
     server::{Drain, End, Listener, Options, Role, serve},
     telemetry::{Format, Metrics, logs::subscriber},
@@ -64,7 +65,7 @@ impl Server {
     async fn start_limited(routes: Router, options: Options, in_flight: usize) -> Self {
         let (metrics, readiness, drain) = (Metrics::new("0.0.0"), Readiness::new(), Drain::new());
         readiness.started();
-        let observer = Observer::new(metrics.clone(), in_flight);
+        let observer = Observer::new(metrics.clone(), in_flight, Proxies::default());
         let routes = observer.around(routes.merge(health_routes(readiness.clone())));
         let local = "127.0.0.1:0".parse().unwrap();
         let public = Listener::bind(local, Role::Public, routes).await.unwrap();
@@ -250,6 +251,31 @@ async fn a_request_body_that_stalls_ends_in_an_error_for_the_handler() {
     assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
     assert!(seen.recv().await.unwrap().contains("sent nothing"));
     eventually(|| server.metric("http_server_request_body_size_bytes_total ") == Some(4.0)).await;
+}
+
+/// A client that sends all before it reads gets its answer, and its connection goes on.
+#[tokio::test]
+async fn a_refusal_is_read_by_who_has_not_sent_all() {
+    let routes = plain().route("/refuse", any(async || http::StatusCode::PAYLOAD_TOO_LARGE));
+    let server = Server::start(routes.clone(), patient()).await;
+    let mut stream = server.connect().await;
+    stream.write_all(b"PUT /refuse HTTP/1.1\r\nhost: r\r\ncontent-length: 33554432\r\n\r\n").await.unwrap();
+    stream.write_all(&vec![7; 32 << 20]).await.unwrap();
+    assert!(until(&mut stream, "content-length: 0").await.starts_with("HTTP/1.1 413 "));
+    stream.write_all(get_request("/hello").as_bytes()).await.unwrap();
+    assert!(rest(&mut stream).await.ends_with("hello"));
+
+    // Nobody is read for ever: not who sends without an end, nor who sends nothing.
+    let server = Server::start(routes, Options { body_idle_timeout: SHORT, ..patient() }).await;
+    let mut stream = server.connect().await;
+    stream.write_all(b"PUT /refuse HTTP/1.1\r\nhost: r\r\ncontent-length: 1000000000000\r\n\r\n").await.unwrap();
+    while stream.write_all(&[7; 1 << 20]).await.is_ok() {}
+    let mut stream = server.connect().await;
+    stream.write_all(b"PUT /refuse HTTP/1.1\r\nhost: r\r\ncontent-length: 10\r\n\r\nhalf").await.unwrap();
+    assert!(rest(&mut stream).await.starts_with("HTTP/1.1 413 "));
+    // Who asks first whether to send is told no, and not to go on.
+    let head = "PUT /refuse HTTP/1.1\r\nhost: r\r\nexpect: 100-continue\r\ncontent-length: 10\r\n\r\n";
+    assert!(server.say(head).await.starts_with("HTTP/1.1 413 "));
 }
 
 #[tokio::test]

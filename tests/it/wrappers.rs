@@ -58,6 +58,7 @@ struct Seen {
     calls: usize,
     chosen: Option<(Which, How)>,
     struck: Option<Call>,
+    hung: bool,
 }
 
 /// Watches one engine.
@@ -91,6 +92,7 @@ impl Probe {
         let mut seen = self.0.lock().unwrap();
         seen.calls = 0;
         seen.struck = None;
+        seen.hung = false;
         seen.chosen = Some((Box::new(which), how));
     }
 
@@ -103,6 +105,11 @@ impl Probe {
 
     pub(crate) fn has_struck(&self) -> bool {
         self.0.lock().unwrap().struck.is_some()
+    }
+
+    /// Whether a call was struck that never returns, and all that it does has happened.
+    pub(crate) fn has_hung(&self) -> bool {
+        self.0.lock().unwrap().hung
     }
 
     /// Lets a call that was stalled go on.
@@ -141,6 +148,11 @@ impl Probe {
         seen.ended = seen.ended.max(depth);
     }
 
+    async fn hang<T>(&self) -> T {
+        self.0.lock().unwrap().hung = true;
+        std::future::pending().await
+    }
+
     async fn around<T, E>(
         &self,
         call: Call,
@@ -159,10 +171,10 @@ impl Probe {
                 self.1.notified().await;
                 work.await
             }
-            Some(How::HangBefore) => std::future::pending().await,
+            Some(How::HangBefore) => self.hang().await,
             Some(How::HangAfter) => {
                 drop(work.await);
-                std::future::pending().await
+                self.hang().await
             }
         };
         self.end(depth);
