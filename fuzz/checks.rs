@@ -15,8 +15,8 @@ use berth::{
     },
     config::Config,
     index::facts::{
-        self, AttemptFact, DataFact, Hint, IntentFact, LinkFact, ManifestFact, TagFact, TagState, TrashFact,
-        UploadFact, WorkFact,
+        self, AttemptFact, CollectionFact, DataFact, Hint, IntentFact, LinkFact, ManifestFact, TagFact, TagState,
+        TrashFact, UploadFact, WorkFact,
     },
     oci::{
         Algorithm, Digest, Hasher, Manifest, RepositoryName, Tag,
@@ -160,6 +160,7 @@ pub(super) fn facts(bytes: &[u8]) {
     record::<TrashFact>(bytes);
     record::<DataFact>(bytes);
     record::<WorkFact>(bytes);
+    record::<CollectionFact>(bytes);
     if let Ok(tag) = TagFact::decode(bytes) {
         assert_eq!(TagFact::decode(&tag.encode()).expect("what was written is read"), tag);
     }

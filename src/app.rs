@@ -26,7 +26,7 @@ use crate::{
         oidc::{Issuers, Pace},
     },
     config::{self, Ceiling, Config, IndexUrl, StorageUrl, TlsVersion},
-    epoch::{self, Leases, Timing},
+    epoch::{self, Leases, Standing, Timing},
     error::Error,
     index::{
         Connect, IndexError,
@@ -59,6 +59,9 @@ pub enum StartError {
     /// A command that looks into a registry found none.
     #[error("storage.url: there is no registry in {}", .0.display())]
     Nothing(PathBuf),
+    /// A command that needs the bucket's own index found another, or none.
+    #[error("index.url: this isn't the index that the bucket names; `berth index status` says more")]
+    OtherIndex,
     /// The store can't be used.
     #[error("storage.url: {0}")]
     Store(#[from] StorageError),
@@ -147,7 +150,8 @@ impl App {
         let metrics = Metrics::new(env!("CARGO_PKG_VERSION"));
         let store = Arc::new(MeteredStore::new(open_store(&config, Use::Serve).await?, &metrics.store));
         let index = Arc::new(MeteredConnect::new(open_index(&config)?, &metrics.index));
-        let registry = Registry::open(store, index, options(&config), other).await?;
+        let options = Options { collected: metrics.collected.clone(), ..options(&config) };
+        let registry = Registry::open(store, index, options, other).await?;
         let roster = Arc::new(Roster::new(Arc::clone(&registry)));
         let issuers = Issuers::open(&config.auth.oidc, Pace::default())?;
         // Kinds of password that cost little are asked first.
@@ -189,6 +193,7 @@ impl App {
         self.announce(&listeners);
         let mut background = vec![
             tokio::spawn(worker::work(Arc::clone(&self.registry))),
+            tokio::spawn(worker::collect(Arc::clone(&self.registry))),
             tokio::spawn(reconcile_all(Arc::clone(&self.registry))),
             tokio::spawn(watch(Arc::clone(&self.registry), self.readiness.clone(), Arc::clone(&self.metrics))),
             tokio::spawn(keep_up(Arc::clone(&self.roster))),
@@ -275,6 +280,19 @@ pub async fn open_inspector(config: &Config) -> Result<Inspector, StartError> {
     let is_there = config.index_directory().is_none_or(|directory| Embedded::exists(&absolute(&directory)));
     let index = if is_there { Some(open_index(config)?) } else { None };
     Ok(Inspector::open(store, index, options(config).timing).await)
+}
+
+/// Opens the registry that the configuration names, and makes none: its index must be the bucket's own.
+pub async fn open_existing(config: &Config) -> Result<Arc<Registry>, StartError> {
+    require_bucket(config)?;
+    let (store, index) = (open_store(config, Use::Look).await?, open_index(config)?);
+    let standing = Arc::new(Leases::new(Arc::clone(&store), Arc::clone(&index), options(config).timing));
+    match standing.standing().await? {
+        Standing::Ours(_) => Ok(Registry::open(store, index, options(config), OtherIndex::Refuse).await?),
+        Standing::Fresh | Standing::Unserved(_) | Standing::Replaced(..) | Standing::Others(..) => {
+            Err(StartError::OtherIndex)
+        }
+    }
 }
 
 /// Refuses a directory that isn't there, which opening it would make.
@@ -369,7 +387,7 @@ fn read_pem(
 }
 
 fn options(config: &Config) -> Options {
-    let Config { index, limits, tags, .. } = config;
+    let Config { index, limits, tags, collect, .. } = config;
     Options {
         timing: Timing { lease: *index.lease, deadline: *index.write_deadline, margin: *index.margin },
         upload_memory: limits.upload_memory.0.0 as usize,
@@ -380,7 +398,8 @@ fn options(config: &Config) -> Options {
         },
         manifest_cache: limits.manifest_cache.0.0,
         upload_expiry: *limits.upload_expiry,
-        grace: *limits.grace,
+        grace: *collect.grace,
+        collect_period: *collect.period,
         history: tags.history.get() as usize,
         immutable_tags: tags.immutable.iter().map(|pattern| pattern.0.clone()).collect(),
         ..Options::default()

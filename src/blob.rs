@@ -167,19 +167,8 @@ impl Repository {
             if let Some(needed_by) = &answers[1] {
                 return Err(still_needed(digest, needed_by));
             }
-            let fact: LinkFact = facts::decode(&value)?;
-            let trash = TrashFact {
-                keys: vec![self.link_key(digest, &fact).to_string()],
-                user: Some((fact.data, self.name.clone(), fact.link)),
-                ..TrashFact::default()
-            };
-            let batch = Batch {
-                checks: vec![Check::Equals(link.clone(), value), Check::Empty(refs.clone())],
-                writes: vec![Write::Delete(link.clone()), Write::Put(names.trashed(fact.link), facts::encode(&trash))],
-                ..Batch::default()
-            };
-            if let Outcome::Committed { .. } = self.commit(batch).await? {
-                return collect::discard(&self.registry, &self.lease, self.shard, fact.link, &trash).await;
+            if let Some((ulid, trash)) = collect::unlink(&self.lease, &self.name, digest, value).await? {
+                return collect::discard(&self.registry, &self.lease, self.shard, ulid, &trash).await;
             }
         }
     }
@@ -294,11 +283,17 @@ impl Repository {
         let live = DataFact { digest: digest.clone(), size: hint.size, state: DataState::Live };
         let batch = Batch {
             checks: vec![Check::Equals(names.data(hint.data), facts::encode(&live))],
-            writes: vec![Write::Put(names.user(hint.data, &self.name, attempt.link), bytes::Bytes::new())],
+            writes: vec![self.use_of(hint.data, attempt.link, digest)],
             ..Batch::default()
         };
         let outcome = self.lease.commit(names.home_of(hint.data), batch).await?;
         Ok(matches!(outcome, Outcome::Committed { .. }))
+    }
+
+    /// The write that makes a link a user of a data object.
+    pub(crate) fn use_of(&self, data: DataKey, link: Ulid, digest: &Digest) -> Write {
+        let user = self.lease.names.user(data, &self.name, link);
+        Write::Put(user, bytes::Bytes::copy_from_slice(digest.as_str().as_bytes()))
     }
 
     /// Where the link's object goes.
@@ -327,7 +322,7 @@ impl Repository {
         if let Bytes::Own(data) = bytes {
             let live = DataFact { digest: digest.clone(), size, state: DataState::Live };
             writes.push(Write::Put(names.data(data), facts::encode(&live)));
-            writes.push(Write::Put(names.user(data, &self.name, attempt.link), bytes::Bytes::new()));
+            writes.push(self.use_of(data, attempt.link, digest));
         }
         match self.commit(Batch { checks, writes, ..Batch::default() }).await? {
             Outcome::Committed { .. } => {

@@ -1,8 +1,11 @@
 //! What is thrown away: objects leave the bucket through the trash, one confirmed request at a time.
 //!
-//! A trash record is made in the commit that made a thing unneeded, so a crash leaves garbage and never a
+//! What nothing needs is found by [`round`]s; uploads and attempts that don't move expire. A trash record is made in the commit that made a thing unneeded, so a crash leaves garbage and never a
 //! hole. Each removal is a request that the store itself refuses after its time, so that a replica which
 //! stalls between its check and its request can't remove what a later epoch believes in.
+
+pub mod garbage;
+pub mod round;
 
 use std::{collections::HashSet, time::Duration};
 
@@ -14,10 +17,10 @@ use crate::{
     error::{Error, Result},
     index::{
         Ask, Batch, Check, Fact, Outcome, Shard, Write,
-        facts::{self, AttemptFact, TagFact, TrashFact, UploadFact, UploadState},
+        facts::{self, AttemptFact, DataFact, DataState, Hint, LinkFact, TagFact, TrashFact, UploadFact, UploadState},
     },
-    oci::Tag,
-    registry::{Registry, Repository},
+    oci::{Digest, RepositoryName, Tag},
+    registry::{Registry, Repository, ask},
     storage::{DataKey, Key, Revision, Store, Unfinished, key},
     upload::trash_of,
 };
@@ -43,22 +46,109 @@ pub(crate) async fn discard(
     if let Some((data, repository, link)) = &trash.user {
         let writes = vec![Write::Delete(lease.names.user(*data, repository, *link))];
         lease.commit(lease.names.home_of(*data), Batch { writes, ..Batch::default() }).await?;
+        if release(registry, lease, *data).await? {
+            registry.work.notify_one();
+        }
     }
     let record = lease.names.trashed(ulid);
-    let checks = vec![Check::Equals(record.clone(), facts::encode(trash))];
-    let writes = vec![Write::Delete(record)];
-    lease.commit(shard, Batch { checks, writes, ..Batch::default() }).await.map(drop)
+    let mut writes = vec![Write::Delete(record.clone())];
+    if let Some(data) = trash.data {
+        forget_hint(lease, data).await?;
+        writes.push(Write::Delete(lease.names.data(data)));
+    }
+    if unless_changed(lease, shard, record, facts::encode(trash), writes).await? {
+        registry.options.collected.bytes.inc_by(trash.size);
+    }
+    Ok(())
+}
+
+/// Lets go of a data object that no link uses: nobody joins it any more from here on, and it goes to the trash.
+/// Only in a settled shard: until then a link that nobody has adopted yet may need it. False where it is used.
+pub(crate) async fn release(registry: &Registry, lease: &Lease, data: DataKey) -> Result<bool> {
+    let names = &lease.names;
+    let (home, fact, users) = (names.home_of(data), names.data(data), names.users(data));
+    let asks = vec![Ask::Value(fact.clone()), Ask::First(users.clone()), Ask::Value(names.settled())];
+    let answers = ask(lease, home, asks).await?;
+    let [Some(value), None, Some(_)] = &answers[..] else { return Ok(false) };
+    let live: DataFact = facts::decode(value)?;
+    if live.state == DataState::Dying {
+        return Ok(false);
+    }
+    let keys = vec![Key::Data(data).to_string()];
+    let trash = TrashFact { keys, data: Some(data), size: live.size, ..TrashFact::default() };
+    let dying = DataFact { state: DataState::Dying, ..live };
+    let checks = vec![Check::Equals(fact.clone(), value.clone()), Check::Empty(users)];
+    let writes = vec![Write::Put(fact, facts::encode(&dying)), throw_away(&*registry.store, lease, &trash)];
+    let outcome = lease.commit(home, Batch { checks, writes, ..Batch::default() }).await?;
+    Ok(matches!(outcome, Outcome::Committed { .. }))
+}
+
+/// Forgets the hint to a data object that is gone, unless it names another by now.
+async fn forget_hint(lease: &Lease, data: DataKey) -> Result<()> {
+    let names = &lease.names;
+    let fact = ask(lease, names.home_of(data), vec![Ask::Value(names.data(data))]).await?.pop().flatten();
+    let Some(value) = fact else { return Ok(()) };
+    let DataFact { digest, size, .. } = facts::decode(&value)?;
+    let hint = names.hint(&digest);
+    let writes = vec![Write::Delete(hint.clone())];
+    let value = facts::encode(&Hint { data, size });
+    unless_changed(lease, names.hint_shard(&digest), hint, value, writes).await.map(drop)
+}
+
+/// Takes a link from its repository, if it is still exactly `value` and no manifest needs it. What is to be
+/// discarded then, or nothing where that isn't so.
+pub(crate) async fn unlink(
+    lease: &Lease,
+    repository: &RepositoryName,
+    digest: &Digest,
+    value: Bytes,
+) -> Result<Option<(Ulid, TrashFact)>> {
+    let names = &lease.names;
+    let LinkFact { link, data, size, .. } = facts::decode(&value)?;
+    let fact = names.link(repository, digest);
+    let key = Key::Link { repository: repository.clone(), digest: digest.clone(), link, data, size };
+    let trash = link_trash(&key);
+    let checks = vec![Check::Equals(fact.clone(), value), Check::Empty(names.refs(repository, digest))];
+    let writes = vec![Write::Delete(fact), Write::Put(names.trashed(link), facts::encode(&trash))];
+    let outcome = lease.commit(names.shard_of(repository), Batch { checks, writes, ..Batch::default() }).await?;
+    Ok(matches!(outcome, Outcome::Committed { .. }).then_some((link, trash)))
+}
+
+/// What becomes of a link's object, and after it of its use of the data.
+fn link_trash(key: &Key) -> TrashFact {
+    let user = match key {
+        Key::Link { repository, link, data, .. } => Some((*data, repository.clone(), *link)),
+        _ => None,
+    };
+    TrashFact { keys: vec![key.to_string()], user, ..TrashFact::default() }
 }
 
 /// Removes one object, by a request whose end is fixed before the lease is checked.
 async fn remove(registry: &Registry, lease: &Lease, key: &Key) -> Result<()> {
     let until = registry.store.now().plus(registry.options.timing.deadline);
     lease.live().await?;
-    Ok(registry.store.delete(key, until).await?)
+    registry.store.delete(key, until).await?;
+    registry.options.collected.removed(kind(key));
+    Ok(())
 }
 
-/// Empties a shard's trash, a page at a time. What fails stays for the next time.
+/// What the metrics call an object.
+fn kind(key: &Key) -> &'static str {
+    match key {
+        Key::Data(_) => "data",
+        Key::Link { .. } => "link",
+        Key::Manifest { .. } => "manifest",
+        Key::Tag { .. } => "revision",
+        Key::Format | Key::Entry { .. } | Key::Epoch(_) | Key::Probe(_) => "other",
+    }
+}
+
+/// Empties a shard's trash, a page at a time. What fails stays for the next time. Not before the shard is settled:
+/// what was adopted meanwhile from an older listing would lose its object.
 pub(crate) async fn empty_trash(registry: &Registry, lease: &Lease, shard: Shard) -> Result<usize> {
+    if ask(lease, shard, vec![Ask::Value(lease.names.settled())]).await?[0].is_none() {
+        return Ok(0);
+    }
     let group = lease.names.trash();
     let mut after: Option<String> = None;
     let mut removed = 0;
@@ -76,6 +166,40 @@ pub(crate) async fn empty_trash(registry: &Registry, lease: &Lease, shard: Shard
         match page.last() {
             Some((last, _)) if page.len() == 100 => after = Some(last.clone()),
             _ => return Ok(removed),
+        }
+    }
+}
+
+/// How many records are in the trash.
+pub async fn waiting(registry: &Registry) -> Result<usize> {
+    let lease = registry.lease().await?;
+    let mut count = 0;
+    for shard in lease.names.shards() {
+        let mut after: Option<String> = None;
+        loop {
+            let page = lease.scan(shard, &lease.names.trash(), after.as_deref(), 1000).await?;
+            count += page.len();
+            match page.last() {
+                Some((last, _)) if page.len() == 1000 => after = Some(last.clone()),
+                _ => break,
+            }
+        }
+    }
+    Ok(count)
+}
+
+/// Removes all that is in the trash, also what that puts there. Returns how many records that were.
+pub async fn empty_all_trash(registry: &Registry) -> Result<usize> {
+    let lease = registry.lease().await?;
+    let mut total = 0;
+    loop {
+        let mut removed = 0;
+        for shard in lease.names.shards() {
+            removed += empty_trash(registry, &lease, shard).await?;
+        }
+        total += removed;
+        if removed == 0 {
+            return Ok(total);
         }
     }
 }

@@ -266,7 +266,7 @@ impl Repository {
         let live = facts::encode(&DataFact { digest: digest.clone(), size, state: DataState::Live });
         loop {
             let there = self.lease.get(home, &[Ask::Value(fact.clone())]).await?.pop().flatten();
-            let mut writes = vec![Write::Put(names.user(data, &self.name, link), bytes::Bytes::new())];
+            let mut writes = vec![self.use_of(data, link, digest)];
             let mut checks = vec![Check::Absent(names.settled())];
             match there {
                 None => {

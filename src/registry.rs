@@ -17,6 +17,7 @@ use crate::{
     index::{Ask, Batch, Connect, IndexError, Outcome, Shard, Write},
     oci::{Digest, RepositoryName},
     storage::{Key, StorageError, Store, StoreTime},
+    telemetry::Collected,
     upload::memory::{Budget, Room},
 };
 
@@ -37,8 +38,12 @@ pub struct Options {
     pub manifest_cache: u64,
     /// How long an upload that doesn't move is kept.
     pub upload_expiry: Duration,
-    /// How old something that nothing needs must be before it is collected.
+    /// How old something that nothing needs must be before it is collected. Longer than `upload_expiry`.
     pub grace: Duration,
+    /// How long after the beginning of a round of collection the next one begins.
+    pub collect_period: Duration,
+    /// Where what is collected is counted.
+    pub collected: Collected,
     /// How many revisions of a tag are kept.
     pub history: usize,
     /// Tags that can't be moved or deleted once they exist.
@@ -55,7 +60,9 @@ impl Default for Options {
             blob_size: u64::MAX,
             manifest_cache: 64 << 20,
             upload_expiry: Duration::from_secs(24 * 3600),
-            grace: Duration::from_secs(24 * 3600),
+            grace: Duration::from_secs(48 * 3600),
+            collect_period: Duration::from_secs(24 * 3600),
+            collected: Collected::default(),
             history: 10,
             immutable_tags: Vec::new(),
         }
@@ -344,14 +351,7 @@ impl Repository {
 
     /// Asks this repository's shard, and its fence in the same snapshot; a miss is only believed with it.
     pub(crate) async fn ask(&self, asks: Vec<Ask>) -> Result<Vec<Option<Bytes>>> {
-        let mut asks = asks;
-        asks.push(self.lease.ask_fence());
-        let mut answers = self.lease.get(self.shard, &asks).await?;
-        let fence = answers.pop().flatten();
-        if answers.iter().any(Option::is_none) {
-            self.lease.confirm(fence.as_ref())?;
-        }
-        Ok(answers)
+        ask(&self.lease, self.shard, asks).await
     }
 
     pub(crate) async fn commit(&self, batch: Batch) -> Result<Outcome> {
@@ -362,6 +362,17 @@ impl Repository {
     pub(crate) async fn write(&self, writes: Vec<Write>) -> Result<()> {
         self.commit(Batch { writes, ..Batch::default() }).await.map(drop)
     }
+}
+
+/// Asks a shard, and its fence in the same snapshot; a miss is only believed with it.
+pub(crate) async fn ask(lease: &Lease, shard: Shard, mut asks: Vec<Ask>) -> Result<Vec<Option<Bytes>>> {
+    asks.push(lease.ask_fence());
+    let mut answers = lease.get(shard, &asks).await?;
+    let fence = answers.pop().flatten();
+    if answers.iter().any(Option::is_none) {
+        lease.confirm(fence.as_ref())?;
+    }
+    Ok(answers)
 }
 
 /// How often who waits for another replica to begin an epoch looks again.

@@ -24,8 +24,8 @@ use crate::{
         facts::{self, Aside, OpenUpload, PartsUpload, TrashFact, UploadFact, UploadState},
     },
     oci::{Algorithm, Digest, Hasher},
-    registry::Repository,
-    storage::Key,
+    registry::{Options, Repository},
+    storage::{Key, StoreTime},
 };
 use intake::{Head, Intake, Start, Taken};
 
@@ -267,6 +267,10 @@ impl Repository {
     /// the proof, and nothing is asked.
     async fn confirm_aside(&self, id: &UploadId, stored: &Stored, proof: Option<&Proof>) -> Result<()> {
         let Some(aside) = stored.open.aside.as_ref().filter(|aside| aside.size > 0) else { return Ok(()) };
+        if self.may_be_collected(aside) {
+            self.abandon(id, stored.value.clone(), trash_of(&stored.open)).await;
+            return Err(upload_unknown());
+        }
         let expected = id.proof(&self.registry.upload_key, stored.open.offset, Some(aside.data));
         if proof == Some(&expected) {
             return Ok(());
@@ -277,6 +281,16 @@ impl Repository {
         }
         self.abandon(id, stored.value.clone(), trash_of(&stored.open)).await;
         Err(upload_unknown())
+    }
+
+    /// Bytes are put aside beside the note of them, so a process that was stopped between the two may make the
+    /// note when collection has found the bytes unknown. Collection leaves alone what is younger than the grace;
+    /// what is older is never taken up. (An upload that moves has put nothing aside that long ago: the grace is
+    /// longer than an upload is kept.)
+    fn may_be_collected(&self, aside: &Aside) -> bool {
+        let Options { grace, timing, .. } = &self.registry.options;
+        let put = StoreTime(aside.data.0.timestamp_ms());
+        put.plus(*grace).minus(timing.margin * 2) <= self.store().now()
     }
 
     /// Ends an upload that can't go on, unless another request has moved it. What fails here is left to
@@ -352,7 +366,7 @@ pub(crate) fn trash_of(open: &OpenUpload) -> TrashFact {
     TrashFact {
         keys: aside.chain(completed).map(|data| Key::Data(data).to_string()).collect(),
         multipart: open.parts.as_ref().map(|parts| (parts.data, parts.id.clone())),
-        user: None,
+        ..TrashFact::default()
     }
 }
 

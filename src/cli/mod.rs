@@ -8,6 +8,7 @@ mod config;
 mod configure_docker;
 pub mod credential;
 mod desk;
+mod gc;
 mod health;
 mod index;
 mod inspect;
@@ -46,6 +47,7 @@ Examples:
   berth access explain --as ci --repository team/app --action push
                                               what it may do, and the rule that says so
   berth index rebuild                         fill a new index from the bucket
+  berth gc run --dry-run                      what nothing needs, and why
   berth inspect tag team/app:v1               what index and bucket say of a tag
   berth configure-docker r.example.com        let docker log in by docker-credential-berth
 
@@ -74,6 +76,9 @@ enum Command {
     /// Look at the configuration.
     #[command(subcommand)]
     Config(config::Command),
+    /// Look at what nothing needs, or remove it.
+    #[command(subcommand)]
+    Gc(gc::Command),
     /// Manage service accounts: who isn't a person, and logs in with a key.
     #[command(subcommand)]
     Account(account::Command),
@@ -204,6 +209,7 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
     match arguments.command {
         Command::Serve => serve::serve(load(args.clone())?, args),
         Command::Config(command) => config::run(&command, args),
+        Command::Gc(command) => gc::run(&command, &load(args)?),
         Command::Account(command) => account::run(&command, args),
         Command::Rule(command) => rule::run(&command, args),
         Command::Access(command) => access::run(&command, args),

@@ -21,6 +21,10 @@ const LONGEST_TOKEN: Duration = Duration::from_secs(24 * 3600);
 /// most that S3 signs for: <https://docs.aws.amazon.com/AmazonS3/latest/API/sigv4-query-string-auth.html>.
 const REDIRECT_TTL: RangeInclusive<Duration> = Duration::from_secs(10)..=Duration::from_secs(7 * 24 * 3600);
 
+/// How often the bucket may be looked through. Less than a second would be one look that never ends; in more than
+/// thirty days nobody would still know why the bucket is that large.
+const COLLECT_PERIOD: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(30 * 24 * 3600);
+
 /// Fills in the defaults that depend on other settings.
 pub(super) fn settle(config: &mut Config, sources: &Sources) {
     if !sources.any_under("auth") && config.server.listen.is_loopback() {
@@ -41,6 +45,7 @@ pub(super) fn check(config: &Config, sources: &Sources) -> Result<(), ConfigErro
     check_s3(config, sources)?;
     check_proxy(config, sources)?;
     check_redirect(config, sources)?;
+    check_collect(config, sources)?;
     check_upload_memory(config, sources)
 }
 
@@ -249,6 +254,27 @@ fn check_redirect(config: &Config, sources: &Sources) -> Result<(), ConfigError>
             refuse(sources, &key, found, "want an s3:// URL in storage.url, or nothing in [redirect.cdn]")
         }
     }
+}
+
+fn check_collect(config: &Config, sources: &Sources) -> Result<(), ConfigError> {
+    let (collect, index) = (&config.collect, &config.index);
+    // What an upload puts aside may be in the bucket for as long as the upload is kept before its note says so
+    // again; and either clock may be off by the margin.
+    let least = *config.limits.upload_expiry + *index.write_deadline + *index.margin * 2;
+    if *collect.grace < least {
+        let found = format!("found \"{}\"", collect.grace);
+        let allowed = format!(
+            "want at least \"{}\": limits.upload_expiry, index.write_deadline and twice index.margin together, so that no push in progress is taken for garbage",
+            least.write()
+        );
+        return refuse(sources, "collect.grace", found, &allowed);
+    }
+    if !COLLECT_PERIOD.contains(&*collect.period) {
+        let found = format!("found \"{}\"", collect.period);
+        let (least, most) = (COLLECT_PERIOD.start().write(), COLLECT_PERIOD.end().write());
+        return refuse(sources, "collect.period", found, &format!("want \"{least}\" to \"{most}\""));
+    }
+    Ok(())
 }
 
 /// Two parts, of the size that the store's blobs are cut into: one is put while the next comes in.

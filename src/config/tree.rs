@@ -39,6 +39,8 @@ pub struct Config {
     pub auth: Auth,
     /// What may happen to tags.
     pub tags: Tags,
+    /// When what nothing needs leaves the bucket.
+    pub collect: Collect,
     /// Limits that keep memory and time bounded, whatever clients send.
     pub limits: Limits,
     /// What is logged, and how. Logs go to standard error.
@@ -470,6 +472,21 @@ pub struct Tags {
     pub history: NonZeroU32,
 }
 
+/// `[collect]`
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Collect {
+    /// How old a thing that nothing needs must be before it is collected: a blob that no manifest of its repository
+    /// refers to, since a push last asked for it; an object that the index knows nothing of, since it was written.
+    /// Also how long a deleted tag is remembered. At least `limits.upload_expiry`, `index.write_deadline` and twice
+    /// `index.margin` together: what a push that is still going on has written may look like garbage for as long.
+    pub grace: Text<Duration>,
+    /// How often all objects of the bucket are looked through for garbage, `1s` to `720h`. A round lists the whole
+    /// bucket, a request for each 500 objects. What nothing needs is gone once the grace, a period and a round have
+    /// passed.
+    pub period: Text<Duration>,
+}
+
 /// `[limits]`
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -498,8 +515,6 @@ pub struct Limits {
     pub drain_timeout: Text<Duration>,
     /// How long an upload may lie unfinished before it is dropped.
     pub upload_expiry: Text<Duration>,
-    /// How old a thing that nothing refers to must be before it is collected.
-    pub grace: Text<Duration>,
     /// How much memory holds manifests that were read lately.
     pub manifest_cache: Text<Size>,
 }
@@ -621,6 +636,12 @@ impl Default for Tags {
     }
 }
 
+impl Default for Collect {
+    fn default() -> Self {
+        Self { grace: seconds(48 * 3600), period: seconds(24 * 3600) }
+    }
+}
+
 impl Default for Limits {
     fn default() -> Self {
         Self {
@@ -634,7 +655,6 @@ impl Default for Limits {
             body_idle_timeout: seconds(60),
             drain_timeout: seconds(30),
             upload_expiry: seconds(24 * 3600),
-            grace: seconds(24 * 3600),
             manifest_cache: mebibytes(64),
         }
     }

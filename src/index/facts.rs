@@ -184,6 +184,11 @@ impl Names {
         Fact::new(self.trash(), ulid.to_string())
     }
 
+    /// How far collection is, a [`CollectionFact`]; only in the first shard.
+    pub fn collection(&self) -> Fact {
+        Fact::new(self.group("collection"), "")
+    }
+
     /// Tags whose history may want trimming: `<repository>:<tag>`.
     pub fn trims(&self) -> String {
         self.group("trim")
@@ -200,7 +205,8 @@ impl Names {
         Fact::new(self.of("data", &name[10..12]), name)
     }
 
-    /// Who needs a data object: `<repository>/<link ulid>`, in its home shard.
+    /// Who needs a data object: `<repository>/<link ulid>` -> the digest under which it is linked; in its home
+    /// shard.
     pub fn users(&self, data: DataKey) -> String {
         self.of("users", data.0)
     }
@@ -500,6 +506,17 @@ pub struct TrashFact {
     /// The use that a link made of a data object: data, repository, link.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<(DataKey, RepositoryName, Ulid)>,
+    /// A dying data object, in whose home shard this is: its fact goes with this record.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data: Option<DataKey>,
+    /// How many bytes the data objects among the keys have, as far as that is known.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub size: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands out a reference")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// A data object that links use, or that is being removed.
@@ -530,4 +547,56 @@ pub struct WorkFact {
     pub owner: Ulid,
     /// In the store's time.
     pub until: StoreTime,
+}
+
+/// How far collection is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CollectionFact {
+    /// The round that goes on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub round: Option<RoundFact>,
+    /// The last one that went through the whole bucket.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last: Option<FinishedRound>,
+}
+
+/// One look at every object of the bucket, page by page.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RoundFact {
+    /// Who goes on with it, until when nobody else should.
+    pub by: WorkFact,
+    /// When it began.
+    pub began: StoreTime,
+    /// The key behind which it goes on.
+    pub after: String,
+    /// What it has thrown away so far.
+    pub found: Found,
+}
+
+/// A round that went through the whole bucket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FinishedRound {
+    /// When it began.
+    pub began: StoreTime,
+    /// When it ended.
+    pub ended: StoreTime,
+    /// What it threw away.
+    pub found: Found,
+}
+
+/// How much garbage was found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Found {
+    /// Links.
+    pub links: u64,
+    /// Manifests' objects.
+    pub manifests: u64,
+    /// Tags' revisions.
+    pub revisions: u64,
+    /// Data objects.
+    pub data: u64,
+    /// Uses of data objects by links that don't exist.
+    pub uses: u64,
+    /// How many bytes those objects have.
+    pub bytes: u64,
 }

@@ -66,6 +66,11 @@ struct WayLabels {
     way: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct KindLabels {
+    kind: &'static str,
+}
+
 /// Every metric of the process, and the page that shows them.
 #[derive(Debug)]
 pub struct Metrics {
@@ -100,6 +105,8 @@ pub struct Metrics {
     pub store: Calls,
     /// `berth_index_requests_total` and `berth_index_request_duration_seconds`.
     pub index: Calls,
+    /// What is collected.
+    pub collected: Collected,
 }
 
 impl Metrics {
@@ -123,8 +130,10 @@ impl Metrics {
             connections_cut: Counter::default(),
             store: Calls::new(),
             index: Calls::new(),
+            collected: Collected::default(),
         };
         metrics.register_http();
+        metrics.collected.register(&mut metrics.registry);
         metrics.store.register(&mut metrics.registry, "store");
         metrics.index.register(&mut metrics.registry, "index");
         metrics.register_process(version);
@@ -221,6 +230,53 @@ impl Metrics {
         let mut page = String::with_capacity(16 * 1024);
         text::encode(&mut page, &self.registry)?;
         Ok(page)
+    }
+}
+
+/// How much garbage was found, and how much left the bucket.
+#[derive(Clone, Debug, Default)]
+pub struct Collected {
+    /// `berth_garbage_found_total`, by kind.
+    found: Family<KindLabels, Counter>,
+    /// `berth_objects_removed_total`, by kind: garbage, and what was deleted by request.
+    removed: Family<KindLabels, Counter>,
+    /// `berth_data_removed_bytes_total`: of blobs whose size was known.
+    pub bytes: Counter,
+    /// `berth_collection_completed_timestamp_seconds`: when a round last went through the whole bucket.
+    completed: Gauge,
+}
+
+impl Collected {
+    fn register(&self, registry: &mut Registry) {
+        registry.register("berth_garbage_found", "Things that nothing needed, found by collection", self.found.clone());
+        registry.register("berth_objects_removed", "Objects removed from the bucket", self.removed.clone());
+        registry.register_with_unit(
+            "berth_data_removed",
+            "Bytes of blobs removed from the bucket",
+            Unit::Bytes,
+            self.bytes.clone(),
+        );
+        registry.register_with_unit(
+            "berth_collection_completed_timestamp",
+            "When collection last went through the whole bucket, since the Unix epoch; 0 before it has",
+            Unit::Seconds,
+            self.completed.clone(),
+        );
+    }
+
+    /// Something of this kind was found. `kind` is from a closed set.
+    pub fn found(&self, kind: &'static str) {
+        self.found.get_or_create(&KindLabels { kind }).inc();
+    }
+
+    /// An object of this kind was removed. `kind` is from a closed set.
+    pub fn removed(&self, kind: &'static str) {
+        self.removed.get_or_create(&KindLabels { kind }).inc();
+    }
+
+    /// A round ended, so many milliseconds after the Unix epoch.
+    pub fn completed(&self, milliseconds: u64) {
+        self.completed.set(i64::try_from(milliseconds / 1000).unwrap_or(i64::MAX));
     }
 }
 

@@ -197,6 +197,8 @@ fn every_metric_is_explained() {
     // A family without a series is not shown.
     metrics.request_ended("GET", "blob", 200, std::time::Duration::ZERO);
     metrics.connections("public").inc();
+    metrics.collected.found("link");
+    metrics.collected.removed("link");
     for calls in [&metrics.store, &metrics.index] {
         calls.operation("read").ended(std::time::Instant::now(), "ok");
     }

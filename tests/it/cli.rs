@@ -506,3 +506,47 @@ async fn on_a_remote_bucket_commands_work_beside_servers() {
         server.stop();
     }
 }
+
+/// What a dry run prints is what a run removes, and nothing else.
+#[tokio::test]
+async fn garbage_is_shown_and_then_removed() {
+    let prepared = prepared().await;
+    let key = "data/00/01HZZZZZZZZZZZZZZZZZZZZZ00";
+    let orphan = prepared.directory.path().join(key);
+    std::fs::create_dir_all(orphan.parent().unwrap()).unwrap();
+    std::fs::write(&orphan, "orphan").unwrap();
+    let young = run(&prepared.settings, &["gc", "run"]);
+    assert_eq!(young.status.code(), Some(1));
+    assert!(stderr(&young).contains("nothing is old enough"), "{}", stderr(&young));
+
+    let mut settings = prepared.settings.clone();
+    for (name, value) in [
+        ("BERTH_COLLECT__GRACE", "1s"),
+        ("BERTH_LIMITS__UPLOAD_EXPIRY", "100ms"),
+        ("BERTH_INDEX__WRITE_DEADLINE", "300ms"),
+        ("BERTH_INDEX__MARGIN", "100ms"),
+    ] {
+        settings.insert(name, value.to_owned());
+    }
+    tokio::time::sleep(std::time::Duration::from_millis(1200)).await;
+    let before = bucket(prepared.directory.path());
+    let dry = run(&settings, &["gc", "run", "--dry-run"]);
+    assert!(dry.status.success(), "{}", stderr(&dry));
+    assert!(
+        stdout(&dry).contains(&format!("would remove {key} (6 bytes): the index knows nothing of it\n")),
+        "{}",
+        stdout(&dry)
+    );
+    assert_eq!(bucket(prepared.directory.path()), before, "a dry run wrote something");
+    let status = json_of(&settings, &["gc", "status", "--json"]);
+    assert_eq!(status["collection"]["last"], Value::Null);
+
+    let done = run(&settings, &["gc", "run"]);
+    assert!(stdout(&done).contains("data 1\n"), "{}{}", stdout(&done), stderr(&done));
+    let mut kept = before;
+    kept.remove(orphan.to_str().unwrap());
+    assert_eq!(bucket(prepared.directory.path()), kept);
+    assert_eq!(json_of(&settings, &["gc", "status", "--json"])["collection"]["last"]["found"]["data"], 1);
+    assert!(stdout(&run(&settings, &["gc", "status"])).contains("trash 0\n"));
+    prepared.assert_is_all_there().await;
+}

@@ -195,8 +195,18 @@ fn each_mistake_is_one_line() {
         ),
         (
             "",
-            &[("BERTH_LIMITS__GRACE", "1d")],
-            "limits.grace (BERTH_LIMITS__GRACE): found \"1d\"; want a span of time longer than zero, such as \"250ms\", \"5s\", \"2m\" or \"1h\"",
+            &[("BERTH_COLLECT__GRACE", "1d")],
+            "collect.grace (BERTH_COLLECT__GRACE): found \"1d\"; want a span of time longer than zero, such as \"250ms\", \"5s\", \"2m\" or \"1h\"",
+        ),
+        (
+            "[collect]\ngrace = \"24h\"\n",
+            &[],
+            "collect.grace (DIR/berth.toml:2): found \"24h\"; want at least \"86416s\": limits.upload_expiry, index.write_deadline and twice index.margin together, so that no push in progress is taken for garbage",
+        ),
+        (
+            "",
+            &[("BERTH_COLLECT__PERIOD", "1000h")],
+            "collect.period (BERTH_COLLECT__PERIOD): found \"1000h\"; want \"1s\" to \"720h\"",
         ),
         (
             "",
@@ -476,10 +486,10 @@ fn what_check_prints_is_the_same_configuration() {
     let rule = "[auth.rules.\"a.b\"]\nwho = [\"everyone\"]\nrole = \"reader\"\nrepositories = [\"a/*\", \"**\"]\n";
     let several = "[server]\nlisten = [\"127.0.0.1:1\", \"[::1]:2\"]\n";
     for text in ["", rule, several, "[tags]\nimmutable = [\"v*\"]\n[limits]\nblob_size = \"3GiB\"\n"] {
-        let loaded = load(text, &[("BERTH_LIMITS__GRACE", "90m")]).unwrap();
+        let loaded = load(text, &[("BERTH_COLLECT__GRACE", "90h")]).unwrap();
         let shown = loaded.render();
         assert_eq!(config(&shown, &[]), loaded.config, "{shown}");
-        assert!(shown.contains("grace = \"90m\" # BERTH_LIMITS__GRACE\n"), "{shown}");
+        assert!(shown.contains("grace = \"90h\" # BERTH_COLLECT__GRACE\n"), "{shown}");
         assert!(shown.contains("lease = \"5s\" # default\n"), "{shown}");
     }
 }
@@ -581,7 +591,7 @@ proptest! {
 
     #[test]
     fn arbitrary_values_are_allowed_or_one_line(
-        key in prop::sample::select(vec!["server.listen", "storage.url", "index.url", "log.level", "tags.immutable", "limits.grace", "auth.rules.a.who"]),
+        key in prop::sample::select(vec!["server.listen", "storage.url", "index.url", "log.level", "tags.immutable", "collect.grace", "auth.rules.a.who"]),
         value in any::<String>(),
     ) {
         if let Err(error) = parse(&format!("{key} = {}", toml::Value::String(value))) {

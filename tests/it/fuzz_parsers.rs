@@ -7,8 +7,9 @@ mod checks;
 
 use berth::{
     index::facts::{
-        self, AttemptFact, DataFact, DataState, Hint, IntendedManifest, IntentFact, LinkFact, ManifestFact, TagFact,
-        TagState, Target, TrashFact, UploadFact, UploadState, WorkFact,
+        self, AttemptFact, CollectionFact, DataFact, DataState, FinishedRound, Found, Hint, IntendedManifest,
+        IntentFact, LinkFact, ManifestFact, RoundFact, TagFact, TagState, Target, TrashFact, UploadFact, UploadState,
+        WorkFact,
     },
     oci::{Algorithm, Digest, Hasher},
     storage::{
@@ -91,7 +92,7 @@ fn key() -> impl Strategy<Value = Key> {
 /// A value of each kind that the index keeps.
 fn fact() -> impl Strategy<Value = Vec<u8>> {
     let names = (repository(), tag(), digest());
-    (names, ulid(), revision(), any::<u64>(), 0..13_u8).prop_map(|(names, ulid, revision, number, kind)| {
+    (names, ulid(), revision(), any::<u64>(), 0..14_u8).prop_map(|(names, ulid, revision, number, kind)| {
         let (repository, tag): (berth::oci::RepositoryName, _) = (names.0.parse().unwrap(), names.1);
         let digest: Digest = names.2.parse().unwrap();
         let (at, data, by) = (StoreTime(number), DataKey(ulid), tag.clone());
@@ -113,9 +114,21 @@ fn fact() -> impl Strategy<Value = Vec<u8>> {
             6 => facts::encode(&UploadFact { repository, touched: at, state: UploadState::Finished(digest) }),
             7 => facts::encode(&Hint { data, size: number }),
             8 => facts::encode(&AttemptFact { repository, data }),
-            9 => facts::encode(&TrashFact { keys: vec![by], multipart: Some((data, MultipartId(tag))), user }),
+            9 => facts::encode(&TrashFact {
+                keys: vec![by],
+                multipart: Some((data, MultipartId(tag))),
+                user,
+                data: Some(data),
+                size: number,
+            }),
             10 => facts::encode(&DataFact { digest, size: number, state: DataState::Live }),
             11 => facts::encode(&WorkFact { owner: ulid, until: at }),
+            12 => {
+                let by = WorkFact { owner: ulid, until: at };
+                let (began, found) = (at, Found { bytes: number, ..Found::default() });
+                let last = Some(FinishedRound { began, ended: at, found });
+                facts::encode(&CollectionFact { round: Some(RoundFact { by, began, after: tag, found }), last })
+            }
             _ => Hasher::new(digest.algorithm()).save().into(),
         };
         bytes.to_vec()
@@ -239,8 +252,8 @@ cors_origins = ["https://a.example.com"]
 [storage]
 url = "s3://bucket/prefix"
 s3.path_style = true
-[limits]
-grace = "24h"
+[collect]
+grace = "48h"
 [auth.rules."a.b"]
 who = ["everyone"]
 role = "reader"

@@ -41,6 +41,7 @@ mod redirect;
 mod redis_server;
 mod replicas;
 mod rules_bench;
+mod rules_collect;
 mod rules_cost;
 mod rules_faults;
 mod rules_memory;

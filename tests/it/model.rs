@@ -12,6 +12,8 @@ mod exchange;
 mod registry;
 mod uploads;
 
+use std::time::Duration;
+
 use axum::{Router, body::Body};
 use berth::{
     api::{self, observe::Seen},
@@ -25,7 +27,10 @@ use http_body_util::BodyExt;
 use proptest::test_runner::{Config, TestCaseError, TestRunner};
 use tower::ServiceExt;
 
-use crate::rules_bench::{self as bench, Bench};
+use crate::{
+    rules_bench::{self as bench, Bench, whole_manifest},
+    rules_faults::assert_at_rest,
+};
 use calls::{ALL, Call, KINDS, Read, Reference, What, calls};
 use contents::{BLOBS, MANIFESTS, REPOSITORIES, TAGS};
 use exchange::{Answer, Request};
@@ -76,6 +81,23 @@ impl Run {
             }
         }
         Ok(())
+    }
+
+    /// Whatever was done: two grace periods later nothing is left that nothing needs, and what is needed is there.
+    async fn assert_collected(&self) {
+        for _ in 0..2 {
+            self.bench.clock.advance(options().grace + Duration::from_secs(1));
+            self.bench.work().await;
+            self.bench.collect().await;
+        }
+        let said = self.said.join("\n  ");
+        let what = format!("after\n  {said}\n");
+        assert_eq!(assert_at_rest(&self.bench, &REPOSITORIES, &what).await, 0, "garbage is left {what}");
+        for (repository, digest) in self.model.manifests() {
+            whole_manifest(&self.bench.repo(repository).await, &digest)
+                .await
+                .unwrap_or_else(|error| panic!("{error} {what}"));
+        }
     }
 
     /// Asks for everything, of one server after the other.
@@ -156,6 +178,7 @@ fn compare(cases: u32, open: impl AsyncFn() -> Bench, index_is_lost: bool) {
                 run = run.lose_index().await;
                 run.compare_all().await?;
             }
+            run.assert_collected().await;
             Ok(())
         })
     });

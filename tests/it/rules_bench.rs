@@ -13,9 +13,10 @@ use std::{
 
 use berth::{
     blob::Blob,
+    collect::round::{self, Begin, Step},
     epoch::Timing,
     error::{Code, Error},
-    index::{Ask, Connect, embedded::Embedded, redis::Redis},
+    index::{Ask, Connect, embedded::Embedded, facts::Found, redis::Redis},
     manifest::Push,
     oci::{Algorithm, Digest, Manifest, Reference, RepositoryName, Tag},
     reader::Reader,
@@ -84,9 +85,14 @@ pub(crate) async fn local(options: Options) -> Bench {
 
 /// Over an embedded index and a local directory: for tests whose parts are small, or that open hundreds.
 pub(crate) async fn in_directory(options: Options) -> Bench {
+    local_with(options, |connect| connect).await
+}
+
+/// The same over an embedded index that is not quite what it was.
+pub(crate) async fn local_with(options: Options, wrap: impl FnOnce(Arc<dyn Connect>) -> Arc<dyn Connect>) -> Bench {
     let directory = tempfile::tempdir().unwrap();
     let store: Arc<dyn Store> = Arc::new(Local::open(directory.path(), false).unwrap());
-    let connect = Arc::new(Embedded::open(&directory.path().join(".index"), false).unwrap());
+    let connect = wrap(Arc::new(Embedded::open(&directory.path().join(".index"), false).unwrap()));
     Bench::open(store, connect, PART, options, vec![Box::new(directory)]).await
 }
 
@@ -209,6 +215,20 @@ impl Bench {
             worker::work_once(&self.a, Ulid::from(1_u128)).await.unwrap();
             worker::work_once(&self.b, Ulid::from(2_u128)).await.unwrap();
         }
+    }
+
+    /// One round of collection by engine A, and everything that comes of it.
+    pub(crate) async fn collect(&self) -> Found {
+        let (owner, mut begin) = (Ulid::r#gen(), Begin::Now);
+        let found = loop {
+            match round::step(&self.a, owner, begin).await.unwrap() {
+                Step::Over(finished) => break finished.found,
+                Step::Went => begin = Begin::WhenDue,
+                step => panic!("a round doesn't go on: {step:?}"),
+            }
+        };
+        self.work().await;
+        found
     }
 
     /// All keys of the bucket.

@@ -8,6 +8,7 @@ use berth::{
     error::{Code, Error},
     index::Ask,
     oci::{Algorithm, Digest, Manifest},
+    reconcile,
     registry::Options,
     storage::Key,
     upload::Incoming,
@@ -22,6 +23,10 @@ use crate::{
 };
 
 const EXPIRY: Duration = Duration::from_secs(600);
+const GRACE: Duration = Duration::from_secs(1200);
+
+/// The repositories that the operations use.
+const NAMES: &[&str] = &["app", "source"];
 
 /// What is true once an operation was acknowledged, and what may be if it was not.
 #[derive(Clone, Debug)]
@@ -281,7 +286,7 @@ async fn holds(engine: &std::sync::Arc<berth::registry::Registry>, claim: &Claim
 
 /// What must be so of any registry that is at rest: nothing is left open, every link has its data, every tag
 /// its manifest, every manifest its blobs. Returns how many objects are garbage.
-async fn assert_at_rest(bench: &Bench, what: &str) -> usize {
+pub(crate) async fn assert_at_rest(bench: &Bench, names: &[&str], what: &str) -> usize {
     for (noun, left) in [
         ("intents", bench.members(|names| names.intents()).await),
         ("attempts", bench.members(|names| names.attempts()).await),
@@ -290,7 +295,7 @@ async fn assert_at_rest(bench: &Bench, what: &str) -> usize {
     ] {
         assert!(left.is_empty(), "{what}: {noun}: {left:?}");
     }
-    let names: [berth::oci::RepositoryName; 2] = ["app".parse().unwrap(), "source".parse().unwrap()];
+    let names: Vec<berth::oci::RepositoryName> = names.iter().map(|name| name.parse().unwrap()).collect();
     let mut used = BTreeSet::new();
     for name in &names {
         let repository = on(&bench.b, name.as_str()).await;
@@ -336,7 +341,7 @@ async fn assert_at_rest(bench: &Bench, what: &str) -> usize {
 /// left; nothing once the operation needs fewer calls.
 async fn case(operation: &Operation, k: usize, how: How, lost: bool) -> Option<usize> {
     let what = format!("{}, call {k}, {how:?}", operation.name);
-    let mut options = Options { upload_expiry: EXPIRY, ..bench::options() };
+    let mut options = Options { upload_expiry: EXPIRY, grace: GRACE, ..bench::options() };
     // Who finds another's open intent waits this long, and a little more.
     options.timing.deadline = Duration::from_secs(2);
     let bench = bench::in_directory(options).await;
@@ -377,19 +382,42 @@ async fn case(operation: &Operation, k: usize, how: How, lost: bool) -> Option<u
     for (claim, before) in claims.iter().zip(&first) {
         assert_eq!(holds(&bench.b, claim).await, *before, "{what}: {claim:?} flips");
     }
-    let garbage = assert_at_rest(&bench, &what).await;
+    let garbage = assert_at_rest(&bench, NAMES, &what).await;
+    // What was left half done is collected under the index that knows of it, or after its loss.
+    let is_collected = how == How::HangBefore;
+    if is_collected {
+        assert_collected(&bench, operation, acknowledged, &what).await;
+    }
     if lost {
-        let tags = |claim: &Claim| matches!(claim, Claim::Tag(..) | Claim::Blob(_) | Claim::Manifest(_));
+        let tags = |claim: &Claim| match claim {
+            Claim::Tag(..) | Claim::Manifest(_) => true,
+            Claim::Blob(_) => !is_collected,
+            Claim::NoBlob(_) | Claim::NoManifest(_) => false,
+        };
         let bench = bench.with_new_index().await;
         for (claim, before) in claims.iter().zip(&first).filter(|(claim, before)| tags(claim) && **before) {
             assert_eq!(holds(&bench.b, claim).await, *before, "{what}: {claim:?} after the loss of the index");
         }
-        if acknowledged {
+        if acknowledged && !is_collected {
             assert_claims(&bench, operation, &what).await;
         }
-        bench.work().await;
+        reconcile::walk(&bench.a, |_, _| {}).await.unwrap();
+        assert_collected(&bench, operation, acknowledged, &what).await;
     }
     struck.map(|_| garbage)
+}
+
+/// Two grace periods later nothing is left that nothing needs (I7), and what was acknowledged is still there.
+async fn assert_collected(bench: &Bench, operation: &Operation, acknowledged: bool, what: &str) {
+    for _ in 0..2 {
+        bench.clock.advance(GRACE + Duration::from_secs(1));
+        bench.collect().await;
+    }
+    let garbage = assert_at_rest(bench, NAMES, what).await;
+    assert_eq!(garbage, 0, "{what}: collection left it: {:?}", bench.keys().await);
+    for claim in (operation.claims)().iter().filter(|claim| acknowledged && !matches!(claim, Claim::Blob(_))) {
+        assert!(holds(&bench.b, claim).await, "{what}: acknowledged, and collected: {claim:?}");
+    }
 }
 
 /// Returns a little after a call was struck that never returns: what goes on beside it may end first.

@@ -312,8 +312,8 @@ impl Store for WatchedStore {
     }
 
     async fn delete(&self, key: &Key, deadline: StoreTime) -> Result<(), StorageError> {
-        let deadline = deadline.minus(self.clock.added());
-        self.around("delete", &key.to_string(), self.inner.delete(key, deadline)).await
+        let removal = async { self.inner.delete(key, deadline.minus(self.clock.added())).await };
+        self.around("delete", &key.to_string(), removal).await
     }
 
     async fn sign(&self, key: &Key, life: Duration) -> Result<Option<SignedUrl>, StorageError> {

@@ -29,6 +29,17 @@ struct Repository {
     tags: BTreeMap<&'static str, Digest>,
 }
 
+impl Model {
+    /// All manifests, each with its repository.
+    pub(super) fn manifests(&self) -> impl Iterator<Item = (&'static str, Digest)> {
+        let of = |(name, repository): (&&'static str, &Repository)| {
+            let name = *name;
+            repository.manifests.keys().map(|digest| (name, digest.clone())).collect::<Vec<_>>()
+        };
+        REPOSITORIES.iter().zip(&self.repositories).flat_map(of).collect::<Vec<_>>().into_iter()
+    }
+}
+
 impl Repository {
     /// Whether one of its manifests needs a blob.
     fn needs(&self, digest: &Digest) -> bool {
