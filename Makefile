@@ -50,6 +50,7 @@ image: ## Build the container image, for this machine's architecture.
 	docker build --tag berth --file infra/Dockerfile --build-arg VERSION=$(VERSION) \
 		--build-arg SOURCE_COMMIT=$(shell git rev-parse HEAD 2>/dev/null) target/image
 
-loadtest: ## Compare Berth with CNCF Distribution on this machine, in some five minutes.
+loadtest: ## Compare Berth with CNCF Distribution on this machine, and tokens with none, in some seven minutes.
 	$(if $(COMMIT),SOURCE_COMMIT=$(COMMIT)) $(CARGO) build --release --locked
 	$(CARGO) run --release --locked -p loadtest -- compare
+	$(CARGO) run --release --locked -p loadtest -- access

@@ -74,6 +74,23 @@ impl Client {
         self.answer().await
     }
 
+    /// Sends what was made by [`request`], and gives back the body of the answer, which must be 200 and small.
+    pub(crate) async fn fetch(&mut self, request: &[u8]) -> Result<Vec<u8>> {
+        self.stream.write_all(request).await?;
+        let mut filled = 0;
+        loop {
+            let read = self.stream.read(&mut self.buffer[filled..]).await?;
+            ensure!(read > 0, "the server hung up, or its answer is longer than {SMALL} bytes");
+            filled += read;
+            let Some(head) = end_of_head(&self.buffer[..filled]) else { continue };
+            let answer = parse(std::str::from_utf8(&self.buffer[..head])?)?;
+            ensure!(answer.status == 200, "the answer was {}", answer.status);
+            if (filled - head) as u64 >= answer.length {
+                return Ok(self.buffer[head..filled].to_vec());
+            }
+        }
+    }
+
     async fn answer(&mut self) -> Result<Answer> {
         let mut filled = 0;
         let head = loop {
@@ -116,6 +133,11 @@ pub(crate) fn request(address: SocketAddr, method: &str, target: &str, media_typ
     head + "\r\n"
 }
 
+/// A request's head that also says who asks.
+pub(crate) fn authorized(head: &str, authorization: &str) -> String {
+    format!("{}Authorization: {authorization}\r\n\r\n", head.trim_end_matches("\r\n").to_owned() + "\r\n")
+}
+
 fn end_of_head(bytes: &[u8]) -> Option<usize> {
     bytes.windows(4).position(|window| window == b"\r\n\r\n").map(|at| at + 4)
 }
@@ -155,6 +177,15 @@ mod tests {
         assert_eq!(end_of_head(head.as_bytes()), Some(head.len()));
         let answer = parse(head).unwrap();
         assert_eq!((answer.status, answer.length, answer.location.as_deref()), (202, 0, Some("/v2/a?b=c")));
+    }
+
+    #[test]
+    fn who_asks_is_one_more_line() {
+        let head = request("127.0.0.1:1".parse().unwrap(), "GET", "/v2/", "", 0);
+        let lines = |text: &str| text.split("\r\n").map(str::to_owned).collect::<Vec<_>>();
+        let mut expected = lines(&head);
+        expected.insert(expected.len() - 2, "Authorization: Bearer x".to_owned());
+        assert_eq!(lines(&authorized(&head, "Bearer x")), expected);
     }
 
     #[test]

@@ -146,6 +146,18 @@ async fn one(mut client: Client, request: Arc<[u8]>, until: Instant) -> Result<(
     }
 }
 
+/// Makes each of these requests once, with their latencies in microseconds.
+pub(crate) async fn each_once(mut client: Client, requests: Vec<Vec<u8>>) -> Result<Vec<u32>> {
+    let mut latencies = Vec::with_capacity(requests.len());
+    for request in requests {
+        let started = Instant::now();
+        let status = client.exchange(&request).await?.status;
+        ensure!(status == 200, "the answer was {status}");
+        latencies.push(microseconds(started));
+    }
+    Ok(latencies)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

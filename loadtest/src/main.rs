@@ -1,10 +1,12 @@
-//! `loadtest compare`: Berth beside CNCF Distribution, on this machine, in one run.
+//! `loadtest compare`: Berth beside CNCF Distribution, on this machine, in one run. (`loadtest access` is Berth
+//! alone, with tokens and without.)
 //!
 //! Both are started here, as they ship, on empty directories and loopback. Each round loads them one after the
 //! other, workload by workload, so that whatever else the machine does meets both alike; a figure is the median
 //! of the rounds. What a request costs is read from the outside, as the CPU time that the system has charged to
 //! the server's process. Nothing here is part of Berth, and nothing of Berth is used but its binary.
 
+mod access;
 mod client;
 mod content;
 mod load;
@@ -36,28 +38,37 @@ struct Arguments {
 enum Command {
     /// Load Berth and CNCF Distribution in turn; print a table and write a JSON file.
     Compare(Compare),
+    /// Load Berth with and without tokens in turn; print a table.
+    Access(Common),
 }
 
+/// What every run needs.
 #[derive(Debug, clap::Args)]
-struct Compare {
+struct Common {
     /// How often everything is measured.
     #[arg(long, default_value_t = 5)]
     rounds: usize,
     /// How long each workload of many small requests runs, in seconds.
     #[arg(long, default_value_t = 2.0)]
     seconds: f64,
-    /// Only the workloads whose name contains this.
-    #[arg(long, default_value = "")]
-    only: String,
     /// Berth's binary.
     #[arg(long, default_value = "target/release/berth")]
     berth: PathBuf,
-    /// Distribution's binary; without, the right version is installed into target/tools.
-    #[arg(long)]
-    distribution: Option<PathBuf>,
     /// Where the servers keep their data: a file system like the one that you would use.
     #[arg(long, default_value = "target/loadtest")]
     data: PathBuf,
+}
+
+#[derive(Debug, clap::Args)]
+struct Compare {
+    #[command(flatten)]
+    common: Common,
+    /// Only the workloads whose name contains this.
+    #[arg(long, default_value = "")]
+    only: String,
+    /// Distribution's binary; without, the right version is installed into target/tools.
+    #[arg(long)]
+    distribution: Option<PathBuf>,
     /// Where the results go, as <date>.json.
     #[arg(long, default_value = "loadtest/results")]
     results: PathBuf,
@@ -70,18 +81,27 @@ const AT_MOST: Duration = Duration::from_secs(12 * 60);
 /// is there to measure. Where that thread is busy, the report says so.
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<()> {
-    let Command::Compare(options) = Arguments::parse().command;
-    tokio::time::timeout(AT_MOST, compare(options)).await.context("the run took longer than 12 minutes")?
+    let run = async {
+        match Arguments::parse().command {
+            Command::Compare(options) => compare(options).await,
+            Command::Access(common) => {
+                std::fs::create_dir_all(&common.data)?;
+                let span = Duration::from_secs_f64(common.seconds);
+                access::measure(&Product::berth(&common.berth)?, &common.data, common.rounds, span).await
+            }
+        }
+    };
+    tokio::time::timeout(AT_MOST, run).await.context("the run took longer than 12 minutes")?
 }
 
 async fn compare(options: Compare) -> Result<()> {
-    let products = [Product::berth(&options.berth)?, Product::distribution(options.distribution.as_deref())?];
+    let products = [Product::berth(&options.common.berth)?, Product::distribution(options.distribution.as_deref())?];
     let noise = Arc::new(Noise::new());
-    std::fs::create_dir_all(&options.data)?;
-    content::warm_page_cache(&options.data, &noise)?;
-    let mut report = Report::new(Machine::look(&options.data)?, &products)?;
-    for number in 0..options.rounds {
-        eprintln!("round {} of {} (load average {})", number + 1, options.rounds, proc::load_average()?);
+    std::fs::create_dir_all(&options.common.data)?;
+    content::warm_page_cache(&options.common.data, &noise)?;
+    let mut report = Report::new(Machine::look(&options.common.data)?, &products)?;
+    for number in 0..options.common.rounds {
+        eprintln!("round {} of {} (load average {})", number + 1, options.common.rounds, proc::load_average()?);
         report.rounds.push(round(&options, &products, number, &noise).await?);
     }
     report.summarise();
@@ -98,11 +118,11 @@ async fn round(options: &Compare, products: &[Product], number: usize, noise: &A
     let mut round = Round { load_average: proc::load_average()?, samples: Vec::new() };
     let mut servers = Vec::new();
     for &place in &order {
-        let (server, samples) = Server::start(&products[place], &options.data).await?;
+        let (server, samples) = Server::start(&products[place], &options.common.data).await?;
         round.samples.extend(samples);
         servers.push(server);
     }
-    let workloads = Workload::all(number, noise, Duration::from_secs_f64(options.seconds));
+    let workloads = Workload::all(number, noise, Duration::from_secs_f64(options.common.seconds));
     for server in &servers {
         workload::seed(server).await?;
     }

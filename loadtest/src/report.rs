@@ -135,8 +135,8 @@ struct Line {
 
 /// What all rounds gave.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-struct Range {
-    median: f64,
+pub(crate) struct Range {
+    pub(crate) median: f64,
     least: f64,
     most: f64,
 }
@@ -163,7 +163,7 @@ fn output(program: &str, arguments: &[&str]) -> String {
 }
 
 impl Range {
-    fn of(mut values: Vec<f64>) -> Option<Self> {
+    pub(crate) fn of(mut values: Vec<f64>) -> Option<Self> {
         values.sort_unstable_by(f64::total_cmp);
         let (least, most) = (*values.first()?, *values.last()?);
         let middle = values.len() / 2;
@@ -172,7 +172,7 @@ impl Range {
         Some(Self { median, least, most })
     }
 
-    fn text(self, digits: usize) -> String {
+    pub(crate) fn text(self, digits: usize) -> String {
         format!("{:.digits$} ({:.digits$}–{:.digits$})", self.median, self.least, self.most)
     }
 }

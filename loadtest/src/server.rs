@@ -42,6 +42,8 @@ pub(crate) struct Product {
     binary: PathBuf,
     /// What the binary says of itself.
     pub(crate) version: String,
+    /// Settings beside the defaults, as environment variables.
+    settings: Vec<(String, String)>,
 }
 
 impl Product {
@@ -72,7 +74,13 @@ impl Product {
         let output = output.with_context(|| format!("{} can't be run", binary.display()))?;
         let text = String::from_utf8(output.stdout)?;
         let version = text.split_whitespace().last().unwrap_or_default().trim_end_matches("+unknown").to_owned();
-        Ok(Self { kind, binary: std::path::absolute(binary)?, version })
+        Ok(Self { kind, binary: std::path::absolute(binary)?, version, settings: Vec::new() })
+    }
+
+    /// The same, with settings.
+    pub(crate) fn with(mut self, settings: &[(&str, &str)]) -> Self {
+        self.settings.extend(settings.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())));
+        self
     }
 
     /// What the report calls it.
@@ -93,7 +101,7 @@ impl Product {
     /// so they are off here.)
     fn command(&self, directory: &Path, address: SocketAddr) -> Result<Command> {
         let mut command = Command::new(&self.binary);
-        command.env_clear();
+        command.env_clear().envs(self.settings.iter().map(|(key, value)| (key, value)));
         match self.kind {
             Kind::Berth => {
                 command.arg("serve");
@@ -168,7 +176,7 @@ impl Server {
     async fn wait_for_answer(&self, started: Instant) -> Result<()> {
         loop {
             let answered = async { Client::connect(self.address).await?.ask("GET", "/v2/").await };
-            if answered.await.is_ok_and(|answer| answer.status == 200) {
+            if answered.await.is_ok_and(|answer| matches!(answer.status, 200 | 401)) {
                 return Ok(());
             }
             ensure!(started.elapsed() < START, "{} doesn't answer; see {}/log", self.name(), self.directory.display());

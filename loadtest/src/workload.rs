@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// How many clients ask at once, as a busy cluster's nodes do.
-const CONNECTIONS: usize = 16;
+pub(crate) const CONNECTIONS: usize = 16;
 
 /// Connections that are only kept, as by proxies and idle clients.
 const IDLE: usize = 1000;
@@ -28,7 +28,7 @@ const IDLE: usize = 1000;
 const ACTIVE: usize = 500;
 
 /// The repository that is read from.
-const REPOSITORY: &str = "bench/image";
+pub(crate) const REPOSITORY: &str = "bench/image";
 
 /// How many repositories each client pushes small images into, in turn.
 const REPOSITORIES: u64 = 8;
