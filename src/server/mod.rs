@@ -26,7 +26,7 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
     sync::{Semaphore, watch},
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 use tokio_rustls::server::TlsStream;
 use tokio_util::task::TaskTracker;
@@ -66,6 +66,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// For how long a kept connection still takes a request after the end was asked for: a proxy that has many of them
 /// uses each again within that time, if it uses it at all, and hears that it was the last.
 const PARTING: Duration = Duration::from_secs(1);
+
+/// How long a listener that is about to close waits for the next connection that the system has accepted for it.
+const QUEUED: Duration = Duration::from_millis(10);
 
 /// How long connections to the admin listeners get to finish after everything else has ended.
 const ADMIN_DRAIN: Duration = Duration::from_secs(1);
@@ -291,7 +294,7 @@ impl Door {
         let mut pause = FIRST_PAUSE;
         loop {
             let accepted = tokio::select! {
-                _ = self.phase.changed() => return,
+                _ = self.phase.changed() => return self.let_in_who_waits().await,
                 accepted = self.listener.socket.accept() => accepted,
             };
             match accepted {
@@ -309,6 +312,17 @@ impl Door {
         }
     }
 
+    /// Who has connected already would be reset as the socket closes, perhaps with a request that a proxy must not
+    /// send twice.
+    async fn let_in_who_waits(self) {
+        let until = Instant::now() + self.shared.parting;
+        while Instant::now() < until
+            && let Ok(Ok((stream, peer))) = timeout(QUEUED, self.listener.socket.accept()).await
+        {
+            self.let_in(stream, peer);
+        }
+    }
+
     fn let_in(&self, stream: TcpStream, peer: SocketAddr) {
         let Some(place) = self.connections.admit() else {
             self.refuse(stream);
@@ -318,7 +332,10 @@ impl Door {
         if stream.set_nodelay(true).is_err() {
             return; // The client is gone already.
         }
-        let (shared, router, phase) = (self.shared.clone(), self.listener.router.clone(), self.phase.clone());
+        let (shared, router, mut phase) = (self.shared.clone(), self.listener.router.clone(), self.phase.clone());
+        if *phase.borrow() != Phase::Serve {
+            phase.mark_changed(); // This door knows already, the connection doesn't.
+        }
         let Some(tls) = self.listener.tls.clone() else {
             let client = Client { peer, scheme: Scheme::Http };
             self.tasks.spawn(async move {
