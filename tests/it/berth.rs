@@ -7,9 +7,10 @@
 use std::{
     fs,
     io::{Read, Write},
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
+    sync::atomic::{AtomicU8, Ordering},
     thread,
     time::Duration,
 };
@@ -247,6 +248,14 @@ fn command(setup: &Setup, directory: &Path) -> Command {
 /// A port that was free a moment ago.
 pub(crate) fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// An address of this machine that nobody else listens on: it can't be told to find a free port by itself, and one
+/// that is free now may not be when it starts.
+pub(crate) fn own_address() -> Ipv4Addr {
+    static LAST: AtomicU8 = AtomicU8::new(0);
+    let [.., process, more] = std::process::id().to_be_bytes();
+    Ipv4Addr::new(127, process.max(1), more, LAST.fetch_add(1, Ordering::Relaxed))
 }
 
 /// What a GET answers, head and body as they came; `None` where nobody listens or the answer breaks off.

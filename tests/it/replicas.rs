@@ -21,7 +21,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::{
-    berth::{Berth, Setup, free_port},
+    berth::{Berth, Setup, free_port, own_address},
     docker_daemon::Daemon,
     e2e_client::{Client, closing, noise, sha256},
     e2e_tools::Tool,
@@ -87,8 +87,8 @@ impl Cluster {
     async fn start() -> Self {
         let (s3, redis) = (s3_server::start().await, redis_server::start().await);
         let replica = || {
-            // A port that it has again after a restart.
-            let listen = format!("127.0.0.1:{}", free_port());
+            // An address that it has again after a restart.
+            let listen = format!("{}:5000", own_address());
             let own = [("BERTH_INDEX__URL", redis.url()), ("BERTH_SERVER__LISTEN", listen)];
             let settings = [&s3.settings()[..], &own].concat();
             let settings: Vec<(&str, &str)> = settings.iter().map(|(key, value)| (*key, value.as_str())).collect();
@@ -256,8 +256,11 @@ async fn a_rolling_update_is_not_noticed() {
         }
     });
     for replica in &mut cluster.replicas {
+        let began = std::time::Instant::now();
         assert!(replica.terminate().success());
+        let ended = began.elapsed();
         replica.restart();
+        println!("ended after {ended:?}, was back after {:?}", began.elapsed());
         // Until the balancer gives it requests again.
         tokio::time::sleep(Duration::from_millis(1500)).await;
     }

@@ -6,10 +6,7 @@ use std::{
     net::Ipv4Addr,
     path::PathBuf,
     process::{Child, Command, Stdio},
-    sync::{
-        Arc,
-        atomic::{AtomicU8, Ordering},
-    },
+    sync::Arc,
     time::Duration,
 };
 
@@ -19,6 +16,7 @@ use tempfile::TempDir;
 use tokio::net::TcpStream;
 
 use crate::{
+    berth::own_address,
     storage::{data, whole},
     storage_options::gateway,
 };
@@ -33,14 +31,6 @@ pub(crate) const SECRET_KEY: &str = "gateway-secret";
 pub(crate) const REGION: &str = "eu-central-1";
 
 const PORT: u16 = 7070;
-
-/// An address of this machine that nobody else listens on: it can't be told to find a free port by itself, and one
-/// that is free now may not be when it starts.
-fn own_address() -> Ipv4Addr {
-    static LAST: AtomicU8 = AtomicU8::new(0);
-    let [.., process, more] = std::process::id().to_be_bytes();
-    Ipv4Addr::new(127, process.max(1), more, LAST.fetch_add(1, Ordering::Relaxed))
-}
 
 /// A running server with one empty bucket.
 #[derive(Debug)]
