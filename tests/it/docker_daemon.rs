@@ -7,6 +7,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::{PoisonError, RwLock, RwLockWriteGuard},
     thread,
     time::Duration,
 };
@@ -16,25 +17,32 @@ use tempfile::TempDir;
 
 use crate::{berth::run, e2e_client::noise};
 
+/// A daemon without a network removes the machine's bridge as it starts, under the containers of one with.
+static BRIDGE: RwLock<()> = RwLock::new(());
+
 /// A Docker daemon; it ends when this is dropped.
 pub(crate) struct Daemon {
     directory: TempDir,
     child: Option<Child>,
+    /// Held by one with a network for as long as it runs.
+    _bridge: Option<RwLockWriteGuard<'static, ()>>,
 }
 
 impl Daemon {
     /// Starts one with overlay2, or with vfs where the file system can't carry that.
     pub(crate) fn start() -> Self {
-        Self::on(&["--bridge=none"])
+        let _starting = BRIDGE.read().unwrap_or_else(PoisonError::into_inner);
+        Self::on(&["--bridge=none"], None)
     }
 
     /// The same with a network for containers.
     pub(crate) fn with_network() -> Self {
-        Self::on(&[])
+        let bridge = BRIDGE.write().unwrap_or_else(PoisonError::into_inner);
+        Self::on(&[], Some(bridge))
     }
 
-    fn on(network: &[&str]) -> Self {
-        let mut daemon = Self { directory: TempDir::new().unwrap(), child: None };
+    fn on(network: &[&str], bridge: Option<RwLockWriteGuard<'static, ()>>) -> Self {
+        let mut daemon = Self { directory: TempDir::new().unwrap(), child: None, _bridge: bridge };
         let started = daemon.starts_with("overlay2", network) || daemon.starts_with("vfs", network);
         assert!(started, "{}", daemon.log());
         daemon
