@@ -41,8 +41,9 @@ const SEND_BUFFER: usize = 256 << 10;
 const MAX_HEAD: u32 = 64 << 10;
 
 /// What HTTP/1 reads at once, which bounds a head there as well: half-sent ones on 10,000 connections hold no more
-/// than 1.3 GB for as long as a head may take. Smaller ones would make uploads slower.
-const HTTP1_BUFFER: usize = 128 << 10;
+/// than 650 MB for as long as a head may take. An upload that waits for memory holds two of them: with 128 KiB, a
+/// hundred of 1 GiB took 325 MiB where 320 are promised.
+const HTTP1_BUFFER: usize = 64 << 10;
 
 /// What a connection is to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

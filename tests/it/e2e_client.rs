@@ -80,7 +80,9 @@ pub(crate) struct Client(Way);
 impl Client {
     /// A client of the server at `base`, such as `http://127.0.0.1:5000`.
     pub(crate) fn remote(base: &str) -> Self {
-        Self::with(reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build().unwrap(), base)
+        let builder = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none());
+        // Its default gives up on who takes no more bytes for 30 seconds, as a server does that is short of memory.
+        Self::with(builder.tcp_user_timeout(None).build().unwrap(), base)
     }
 
     /// The same with a client of HTTP that was made for it.
