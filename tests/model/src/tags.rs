@@ -52,6 +52,8 @@ pub enum Check {
     WaitForLeases,
     /// The next epoch waits for the deadlines that were fixed under the old one.
     WaitForDeadlines,
+    /// Who has waited sets the fence only if no newer epoch has been written meanwhile.
+    NewestAfterWait,
     /// Until the repository is reconciled, its tags are read from the bucket.
     Reconciled,
     /// Whether it is reconciled is asked before the tag is.
@@ -95,6 +97,7 @@ impl Check {
         Self::RandomEpoch,
         Self::WaitForLeases,
         Self::WaitForDeadlines,
+        Self::NewestAfterWait,
         Self::Reconciled,
         Self::ReconciledFirst,
         Self::SettleReconciled,

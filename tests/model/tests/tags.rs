@@ -53,6 +53,8 @@ fn cases() -> Vec<Case<Tags, Check>> {
         case(losing(&[FailOver], &[Push(1)]))
             .alone(EXPLAINED, &[WaitForLeases, WaitForDeadlines, LeaseOfConnection, LeaseChecked, LeaseFromQuestion]),
         case(losing(&[FailOver, FailBack], &[Push(1)])).alone(EXPLAINED, &[ReplicationId]),
+        // Who leases looks for the newest epoch too.
+        case(alone(Tags { beginners: 2, ..losing(&[Wipe], &[Push(1)]) })).spare(&[NewestAfterWait]),
         case(Tags { readers: 2, ..writes(&[Push(1)]) }).alone(EXPLAINED, &[OneSnapshot]),
     ]
 }

@@ -133,6 +133,10 @@ impl Blobs {
         data != self.own(push) && self.blob(data) == self.blob(push) && state.facts.data[data] != Data::Absent
     }
 
+    fn may_join(&self, state: &State, data: usize) -> bool {
+        state.facts.data[data] == Data::Live || !self.checks(Check::JoinRefusesDying)
+    }
+
     /// Whether the bytes that a push links were confirmed.
     fn has_bytes(&self, state: &State, push: usize) -> bool {
         let Push { own, data, .. } = state.pushes[push];
@@ -164,11 +168,9 @@ impl Blobs {
                     put.step = Step::Writes;
                 }
             }
-            Action::Join(push, data) => {
-                if state.facts.data[data] == Data::Live || !self.checks(Check::JoinRefusesDying) {
-                    self.use_of(state, data, push);
-                    (state.pushes[push].data, state.pushes[push].step) = (Some(data), Step::Writes);
-                }
+            Action::Join(push, data) if self.may_join(state, data) => {
+                self.use_of(state, data, push);
+                (state.pushes[push].data, state.pushes[push].step) = (Some(data), Step::Writes);
             }
             Action::DataLands(push) => {
                 state.data |= 1 << self.own(push);

@@ -122,7 +122,8 @@ impl Tags {
                 let Beginning::Written(place) = state.beginnings[beginner] else { return };
                 self.pass_time(state, place.epoch);
                 let is_newest = state.newest().is_some_and(|(epoch, _)| epoch == place.epoch);
-                state.beginnings[beginner] = if is_newest { Beginning::Waited(place) } else { Beginning::Over };
+                let goes_on = is_newest || !self.checks(Check::NewestAfterWait);
+                state.beginnings[beginner] = if goes_on { Beginning::Waited(place) } else { Beginning::Over };
             }
             Action::SetFence(beginner) => {
                 let Beginning::Waited(place) = state.beginnings[beginner] else { return };
