@@ -32,6 +32,8 @@ pub enum Check {
     OpenIntents,
     /// A revision that came past its deadline doesn't count.
     Deadlines,
+    /// A commit makes the tag the greatest of what it was and what was written.
+    Greatest,
     /// A write is answered once its revision counts.
     AnswerOnceItCounts,
     /// A push of what the tag is already does nothing only where nobody else writes the tag.
@@ -54,6 +56,10 @@ pub enum Check {
     WaitForDeadlines,
     /// Who has waited sets the fence only if no newer epoch has been written meanwhile.
     NewestAfterWait,
+    /// A new epoch starts empty, on whatever server.
+    StartsEmpty,
+    /// Who asks the bucket shares an answer only if it was asked for after they came.
+    ShareLater,
     /// Until the repository is reconciled, its tags are read from the bucket.
     Reconciled,
     /// Whether it is reconciled is asked before the tag is.
@@ -87,6 +93,7 @@ impl Check {
     pub const ALL: &[Self] = &[
         Self::OpenIntents,
         Self::Deadlines,
+        Self::Greatest,
         Self::AnswerOnceItCounts,
         Self::SameAlone,
         Self::Fence,
@@ -98,6 +105,8 @@ impl Check {
         Self::WaitForLeases,
         Self::WaitForDeadlines,
         Self::NewestAfterWait,
+        Self::StartsEmpty,
+        Self::ShareLater,
         Self::Reconciled,
         Self::ReconciledFirst,
         Self::SettleReconciled,

@@ -34,8 +34,10 @@ fn without(tags: &Tags, checks: &[Check]) -> Tags {
 
 fn cases() -> Vec<Case<Tags, Check>> {
     vec![
-        case(writes(&[Push(1), Push(2)]))
-            .alone(EXPLAINED, &[OpenIntents, Deadlines, RecoverLate, ManifestFirst, AnswerOnceItCounts, OneSnapshot]),
+        case(writes(&[Push(1), Push(2)])).alone(
+            EXPLAINED,
+            &[OpenIntents, Deadlines, Greatest, RecoverLate, ManifestFirst, AnswerOnceItCounts, OneSnapshot],
+        ),
         case(writes(&[Push(1), Push(0)])).alone(EXPLAINED, &[SameAlone]),
         case(writes(&[DeleteManifest(0), Push(1)])).alone(EXPLAINED, &[DeleteAlone]),
         case(Tags { first: None, ..writes(&[Create(1), Create(2)]) }).alone(EXPLAINED, &[CreateAlone]),
@@ -50,12 +52,14 @@ fn cases() -> Vec<Case<Tags, Check>> {
         case(Tags { first: None, ..losing(&[Flush], &[Push(1)]) }),
         case(alone(Tags { losses: vec![Flush], ..writes(&[Push(1), Push(2)]) })).alone(EXPLAINED, &[Fence]),
         case(losing(&[Wipe], &[Push(1)])).alone(EXPLAINED, &[WaitForDeadlines]),
-        case(losing(&[FailOver], &[Push(1)]))
-            .alone(EXPLAINED, &[WaitForLeases, WaitForDeadlines, LeaseOfConnection, LeaseChecked, LeaseFromQuestion]),
+        case(losing(&[FailOver], &[Push(1)])).alone(
+            EXPLAINED,
+            &[WaitForLeases, WaitForDeadlines, StartsEmpty, LeaseOfConnection, LeaseChecked, LeaseFromQuestion],
+        ),
         case(losing(&[FailOver, FailBack], &[Push(1)])).alone(EXPLAINED, &[ReplicationId]),
         // Who leases looks for the newest epoch too.
         case(alone(Tags { beginners: 2, ..losing(&[Wipe], &[Push(1)]) })).spare(&[NewestAfterWait]),
-        case(Tags { readers: 2, ..writes(&[Push(1)]) }).alone(EXPLAINED, &[OneSnapshot]),
+        case(Tags { readers: 2, ..writes(&[Push(1)]) }).alone(EXPLAINED, &[OneSnapshot, ShareLater]),
     ]
 }
 

@@ -50,6 +50,8 @@ pub enum Action {
     ResolveOpen(usize),
     /// `bucket.rs`: `look_for_tag` lists the revisions.
     LookForTag(usize),
+    /// `bucket/shared.rs`: `ask`, of an answer that was asked for before.
+    Share(usize),
     /// `bucket.rs`: `look_for_tag` reads the newest that counts.
     ReadRevision(usize),
     /// `manifest/push.rs`: `recover` looks whether a write counts.

@@ -129,7 +129,11 @@ impl Tags {
                 let Beginning::Waited(place) = state.beginnings[beginner] else { return };
                 let server = &mut state.servers[place.server];
                 if server.fence.is_none_or(|fence| fence < place.epoch) {
-                    server.fence = Some(place.epoch);
+                    let before = server.fence.replace(place.epoch);
+                    let kept = before.and_then(|before| server.facts.get(&before)).cloned();
+                    if let (Some(kept), false) = (kept, self.checks(Check::StartsEmpty)) {
+                        server.facts.insert(place.epoch, kept);
+                    }
                 }
                 state.beginnings[beginner] = Beginning::Over;
             }

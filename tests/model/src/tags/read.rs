@@ -20,7 +20,12 @@ impl Tags {
             Read::Asked(_) | Read::Unconfirmed(..) => actions.push(Action::AskReconciled(reader)),
             Read::Known(_) => actions.push(Action::Resolve(reader)),
             Read::Half(..) => actions.push(Action::ResolveOpen(reader)),
-            Read::Bucket => actions.push(Action::LookForTag(reader)),
+            Read::Bucket => {
+                actions.push(Action::LookForTag(reader));
+                if !self.checks(Check::ShareLater) {
+                    actions.push(Action::Share(reader));
+                }
+            }
             Read::Listed(_) => actions.push(Action::ReadRevision(reader)),
         }
     }
@@ -91,8 +96,15 @@ impl Tags {
             Action::LookForTag(reader) => {
                 let newest = self.newest_that_counts(state);
                 match newest {
-                    Some(_) if self.trimmers > 0 => state.reads[reader] = Read::Listed(newest),
+                    // Where nothing happens between the two, they are one step.
+                    Some(_) if self.trimmers > 0 || self.readers > 1 => state.reads[reader] = Read::Listed(newest),
                     newest => Self::saw(state, reader, newest.and_then(|(_, value)| value)),
+                }
+            }
+            Action::Share(reader) => {
+                let listed = state.reads.iter().find(|read| matches!(read, Read::Listed(_))).cloned();
+                if let Some(listed) = listed {
+                    state.reads[reader] = listed;
                 }
             }
             Action::ReadRevision(reader) => {

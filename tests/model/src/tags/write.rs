@@ -120,9 +120,14 @@ impl Tags {
     pub(super) fn commit(&self, state: &mut State, place: Place, write: usize) {
         let to = self.target(write);
         let stays = self.checks(Check::DeletedStays) || to.is_some();
+        let is_raised = self.checks(Check::Greatest);
         let Some(facts) = self.facts(state, place) else { return };
         let Some(revision) = facts.open.remove(&write) else { return };
-        facts.raise(revision, to);
+        if is_raised {
+            facts.raise(revision, to);
+        } else {
+            facts.tag = Some((revision, to));
+        }
         if !stays && facts.tag == Some((revision, to)) {
             facts.tag = None;
         }
