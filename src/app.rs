@@ -466,6 +466,7 @@ async fn watch(registry: Arc<Registry>, readiness: Readiness, metrics: Arc<Metri
     loop {
         let lease = registry.lease().await;
         metrics.index_believed.set(i64::from(lease.is_ok()));
+        metrics.index_settled.set(i64::from(registry.is_settled().await.unwrap_or_default()));
         match lease.map_err(|error| (error.is_suspect(), error.cause.unwrap_or(error.message))) {
             Ok(_) => readiness.set("index", None),
             Err((true, reason)) if registry.check_bucket().await.is_ok() => readiness.degrade("index", reason),
