@@ -77,20 +77,17 @@ fn each_check_is_needed_and_together_they_suffice() {
 #[ignore = "takes minutes: make model"]
 fn larger_ones_hold() {
     for tags in [
-        alone(Tags { beginners: 2, ..losing(&[Wipe, Flush], &[Push(1)]) }),
         // Overlapping reads.
         Tags { readers: 2, ..writes(&[Push(1), Push(2)]) },
         Tags { readers: 2, ..losing(&[Flush], &[Push(1)]) },
         Tags { readers: 2, ..losing(&[FailOver], &[Push(1)]) },
-        Tags { readers: 3, ..writes(&[Push(1), Push(2)]) },
-        // More writes.
+        // Several at once of those who do the rest.
+        alone(Tags { beginners: 2, ..losing(&[Wipe, Flush], &[Push(1)]) }),
         Tags { recoverers: 2, ..writes(&[Push(1), Push(2)]) },
+        Tags { trimmers: 1, ..losing(&[Flush], &[Delete]) },
+        // More writes.
         Tags { first: None, ..losing(&[Flush], &[Create(1), Delete]) },
-        losing(&[Flush], &[Push(1), Push(2)]),
-        losing(&[FailOver], &[Delete, Create(1)]),
-        Tags { trimmers: 1, ..losing(&[Flush], &[Delete, Create(1)]) },
         alone(writes(&[DeleteManifest(0), Push(1), Create(2)])),
-        alone(writes(&[Push(1), Push(2), Push(0)])),
         alone(writes(&[Delete, Create(1), Delete, Create(2)])),
     ] {
         search::holds(tags);
