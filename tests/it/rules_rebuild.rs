@@ -361,6 +361,6 @@ async fn a_deleted_manifest_does_not_come_back_by_another_pushs_object() {
     bench.repo("app").await.delete_manifest(&digest, "me").await.unwrap();
     assert_eq!(bench::kinds(&bench.keys().await).get("manifest"), None);
     let bench = bench.with_new_index().await;
-    reconcile::walk(&bench.b, |_, _| {}).await.unwrap();
+    reconcile::walk(&bench.b, |_| {}).await.unwrap();
     assert!(on(&bench.b, "app").await.manifests().await.unwrap().is_empty());
 }
