@@ -12,6 +12,7 @@ pub mod collect;
 pub mod config;
 pub mod epoch;
 pub mod error;
+pub mod event;
 pub mod index;
 pub mod inspect;
 pub mod manifest;

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use ulid::Ulid;
 
+mod outbox;
 mod roster;
 
 use super::{Fact, IndexError, Shard};
@@ -17,6 +18,7 @@ use crate::{
         key::{EntryName, EpochNumber, RosterList},
     },
 };
+pub use outbox::{Action, DeliveryFact, EventFact, EventTarget, RequestFact, delivery_member, delivery_suffix};
 pub use roster::{Account, AccountKey, EntryFact, PendingFact, RosterRule};
 
 /// The names of all facts of one epoch.

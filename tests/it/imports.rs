@@ -17,7 +17,7 @@ const LEVELS: [&[&str]; 14] = [
     &["storage"],
     &["index"],
     &["error"],
-    &["auth"],
+    &["auth", "event"],
     &[
         "blob",
         "bucket",
