@@ -1,15 +1,39 @@
-//! Events: who wants to be told of what.
+//! Events: who wants to be told of what, and by whom it was done.
 //!
-//! What happened is written by the commit that made it true (the registry's rules do that, with the help of
-//! [`Interests`]); telling it is the business of delivery. With no endpoint nothing is ever written.
+//! What happened is written by the commit that made it true (see [`crate::outbox`]); telling it is the business
+//! of delivery. With no endpoint nothing is ever written.
 
-use crate::{index::facts::EventFact, storage::key::EntryName};
+use std::time::Duration;
+
+use crate::{
+    index::facts::{Action, EventFact, RequestFact},
+    storage::key::EntryName,
+};
+
+/// By whom something is done, and by which request.
+#[derive(Clone, Debug, Default)]
+pub struct Cause {
+    /// Who, as tags' histories say it.
+    pub by: String,
+    /// The request, where somebody may want to be told of it.
+    pub request: Option<RequestFact>,
+}
+
+impl From<&str> for Cause {
+    fn from(by: &str) -> Self {
+        Self { by: by.to_owned(), request: None }
+    }
+}
 
 /// What one endpoint wants to be told.
 #[derive(Clone, Debug)]
 pub struct Interest {
     /// The endpoint.
     pub endpoint: EntryName,
+    /// Whether it is told of what was read.
+    pub pulls: bool,
+    /// For how long it is tried to tell it something; what is older need not be remembered for it.
+    pub max_age: Duration,
 }
 
 /// The endpoints, and what each wants to be told.
@@ -27,14 +51,24 @@ impl Interests {
         self.0.is_empty()
     }
 
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = &Interest> {
+        self.0.iter()
+    }
+
+    /// Whether anybody is told of what was read.
+    pub fn want_pulls(&self) -> bool {
+        self.0.iter().any(|interest| interest.pulls)
+    }
+
     /// Who wants this event.
-    pub fn of<'a>(&'a self, event: &'a EventFact) -> impl Iterator<Item = &'a EntryName> {
-        self.0.iter().filter(move |interest| interest.wants(event)).map(|interest| &interest.endpoint)
+    pub fn of<'a>(&'a self, event: &'a EventFact) -> impl Iterator<Item = &'a Interest> {
+        self.0.iter().filter(move |interest| interest.wants(event))
     }
 }
 
 impl Interest {
-    fn wants(&self, _: &EventFact) -> bool {
-        true
+    fn wants(&self, event: &EventFact) -> bool {
+        self.pulls || event.action != Action::Pull
     }
 }

@@ -416,7 +416,7 @@ pub(crate) fn kinds(keys: &BTreeSet<String>) -> BTreeMap<&'static str, usize> {
             Key::Manifest { .. } => "manifest",
             Key::Tag { .. } => "tag",
             Key::Entry { .. } => "entry",
-            Key::Format | Key::Epoch(_) | Key::Probe(_) => "own",
+            Key::Format | Key::Epoch(_) | Key::Checkpoint { .. } | Key::Probe(_) => "own",
         };
         *kinds.entry(kind).or_default() += 1;
     }
