@@ -18,6 +18,7 @@ pub use checkpoint::{Checkpoint, advance, newest};
 use crate::{
     epoch::Lease,
     error::{Error, Result},
+    event::Interest,
     index::{
         Ask, Batch, Outcome, Shard, Write,
         facts::{
@@ -26,7 +27,6 @@ use crate::{
         },
     },
     oci::{Algorithm, Digest, RepositoryName, Tag},
-    event::Interest,
     registry::{Repository, ask},
     storage::{Revision, key::EntryName},
     tag::Reserved,
@@ -223,13 +223,7 @@ impl Horizon {
 
     /// A page of what is to be delivered to an endpoint and may be sent, from the start of its outbox or after a
     /// member; at most `limit` are read.
-    pub async fn ready(
-        &self,
-        lease: &Lease,
-        endpoint: &EntryName,
-        after: Option<&str>,
-        limit: usize,
-    ) -> Result<Ready> {
+    pub async fn ready(&self, lease: &Lease, endpoint: &EntryName, after: Option<&str>, limit: usize) -> Result<Ready> {
         let page = lease.scan(self.shard, &lease.names.outbox(endpoint), after, limit).await?;
         let next = page.last().filter(|_| page.len() == limit).map(|(last, _)| last.clone());
         let mut deliveries = Vec::new();

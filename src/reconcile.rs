@@ -369,8 +369,13 @@ impl Repository {
     /// Adopts the newest revision of each tag that counts, and tells again what endpoints may not have been told: every
     /// revision that counts and that no checkpoint covers, in the order in which they were made.
     async fn adopt_tags(&self, adopted: &mut Adopted) -> Result<()> {
-        let counting: Vec<Key> =
-            self.listed(key::Folder::Tags).await?.into_iter().filter(|(_, counts)| *counts).map(|(key, _)| key).collect();
+        let counting: Vec<Key> = self
+            .listed(key::Folder::Tags)
+            .await?
+            .into_iter()
+            .filter(|(_, counts)| *counts)
+            .map(|(key, _)| key)
+            .collect();
         let coverage = self.registry.coverage().await?;
         let newest = newest_of_each(counting.iter().map(|key| (key.clone(), true)));
         let mut revisions = Vec::new();
@@ -400,7 +405,8 @@ impl Repository {
         // Another replica may have adopted all, and trimmed the history since it was listed.
         let Some(bytes) = found(read_small(self.store(), &listed.key, MAX_MANIFEST).await)? else { return Ok(()) };
         let state = read_state(&listed.key, &bytes)?;
-        let batch = self.telling_again(Batch { checks: self.not_yet().into(), ..Batch::default() }, listed, state, coverage);
+        let batch =
+            self.telling_again(Batch { checks: self.not_yet().into(), ..Batch::default() }, listed, state, coverage);
         if !batch.writes.is_empty() {
             self.commit_telling(batch).await?;
         }

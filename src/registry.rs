@@ -19,7 +19,7 @@ use crate::{
     oci::{Digest, RepositoryName},
     outbox::Coverage,
     storage::{Key, StorageError, Store, StoreTime},
-    telemetry::Collected,
+    telemetry::{Collected, Untold},
     upload::memory::{Budget, Room},
 };
 
@@ -46,6 +46,8 @@ pub struct Options {
     pub collect_period: Duration,
     /// Where what is collected is counted.
     pub collected: Collected,
+    /// Where it is counted what nobody is told of.
+    pub untold: Untold,
     /// How many revisions of a tag are kept.
     pub history: usize,
     /// Tags that can't be moved or deleted once they exist.
@@ -65,6 +67,7 @@ impl Default for Options {
             grace: Duration::from_secs(48 * 3600),
             collect_period: Duration::from_secs(24 * 3600),
             collected: Collected::default(),
+            untold: Untold::default(),
             history: 10,
             immutable_tags: Vec::new(),
         }

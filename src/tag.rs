@@ -232,11 +232,7 @@ impl Repository {
     }
 
     /// Ends an intent of which nothing shall count, together with `more`; false where it was ended before.
-    pub(crate) async fn drop_intent(
-        &self,
-        reserved: &Reserved,
-        more: impl IntoIterator<Item = Write>,
-    ) -> Result<bool> {
+    pub(crate) async fn drop_intent(&self, reserved: &Reserved, more: impl IntoIterator<Item = Write>) -> Result<bool> {
         let checks = vec![Check::Present(self.lease.names.intent(reserved.intent))];
         let writes = self.close_intent(reserved).into_iter().chain(more).collect();
         let outcome = self.commit(Batch { checks, writes, ..Batch::default() }).await?;

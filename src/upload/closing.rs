@@ -228,7 +228,15 @@ impl Closing<'_> {
         self.put_link(bytes, size).await?;
         let (guard, closing) = (Some(self.unmoved(&all)), self.closing(trash_of(&all.leftover())));
         self.repository
-            .commit_link(LinkCommit { attempt: self.attempt, digest: self.digest, bytes, size, from: None, guard, closing })
+            .commit_link(LinkCommit {
+                attempt: self.attempt,
+                digest: self.digest,
+                bytes,
+                size,
+                from: None,
+                guard,
+                closing,
+            })
             .await
     }
 
@@ -258,7 +266,15 @@ impl Closing<'_> {
         }
         let (bytes, closing) = (Bytes::Own(data), self.closing(trash_of(&leftover)));
         self.repository
-            .commit_link(LinkCommit { attempt: self.attempt, digest: self.digest, bytes, size, from: None, guard, closing })
+            .commit_link(LinkCommit {
+                attempt: self.attempt,
+                digest: self.digest,
+                bytes,
+                size,
+                from: None,
+                guard,
+                closing,
+            })
             .await
     }
 
