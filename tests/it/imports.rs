@@ -25,6 +25,7 @@ const LEVELS: [&[&str]; 14] = [
         "epoch",
         "inspect",
         "manifest",
+        "outbox",
         "reader",
         "reconcile",
         "registry",
