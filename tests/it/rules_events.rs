@@ -222,7 +222,7 @@ async fn a_lost_index_tells_again_what_no_checkpoint_covers() {
             engine.set_interests(interests(false));
         }
         assert!(!outbox::advance(&bench.a, &hook()).await.unwrap(), "{what}: not settled");
-        let (walk, other) = (reconcile::walk(&bench.a, |_, _| {}), reconcile::walk(&bench.b, |_, _| {}));
+        let (walk, other) = (reconcile::walk(&bench.a, |_| {}), reconcile::walk(&bench.b, |_| {}));
         let (walked, other) = futures_util::join!(walk, other);
         assert!(walked.is_ok() && other.is_ok());
         let mut again = pending(&bench).await;
@@ -241,7 +241,7 @@ async fn a_lost_index_tells_again_what_no_checkpoint_covers() {
     assert!(outbox::advance(&bench.a, &hook()).await.unwrap());
     let bench = bench.with_new_index().await;
     bench.a.set_interests(interests(false));
-    reconcile::walk(&bench.a, |_, _| {}).await.unwrap();
+    reconcile::walk(&bench.a, |_| {}).await.unwrap();
     assert_eq!(lines(&pending(&bench).await), [] as [&str; 0], "all was delivered");
     let checkpoints = bench.store.list("checkpoints/hook/", None, 10).await.unwrap().objects;
     assert!(matches!(Key::parse(&checkpoints[0].0), Some(Key::Checkpoint { .. })), "{checkpoints:?}");
@@ -274,7 +274,7 @@ async fn a_new_endpoint_is_told_of_nothing_before_it() {
     let bench = bench.with_new_index().await;
     bench.a.set_interests(interests(false));
     assert!(outbox::advance(&bench.a, &hook()).await.unwrap(), "its first checkpoint needs nothing settled");
-    reconcile::walk(&bench.a, |_, _| {}).await.unwrap();
+    reconcile::walk(&bench.a, |_| {}).await.unwrap();
     assert!(pending(&bench).await.is_empty());
 }
 
