@@ -204,7 +204,7 @@ impl Repository {
         mounted
     }
 
-    async fn mount_data(&self, attempt: Attempt, digest: &Digest, there: &Hint) -> Result<Option<Blob>> {
+    pub(crate) async fn mount_data(&self, attempt: Attempt, digest: &Digest, there: &Hint) -> Result<Option<Blob>> {
         if !self.join(attempt, digest, there).await? {
             return Ok(None);
         }
@@ -235,7 +235,7 @@ impl Repository {
     }
 
     /// Notes the link of a mount; false where the repository has the blob already.
-    async fn note_mount(&self, attempt: Attempt, digest: &Digest) -> Result<bool> {
+    pub(crate) async fn note_mount(&self, attempt: Attempt, digest: &Digest) -> Result<bool> {
         let batch = Batch {
             checks: vec![Check::Absent(self.lease.names.link(&self.name, digest))],
             writes: vec![self.note(attempt)],

@@ -30,11 +30,11 @@ use crate::{
     tag::Reserved,
 };
 
-use walk::Place;
+pub(crate) use walk::{AT_ONCE, Place};
 pub use walk::{Step, status, step, walk};
 
 /// How many links or manifests are looked at side by side.
-const SIDE_BY_SIDE: usize = 32;
+pub(crate) const SIDE_BY_SIDE: usize = 32;
 
 /// Makes the tags and the roster of a bucket that is a copy count: where copying has lost the time at which the newest
 /// revision of one was written, a revision of this epoch is written that says the same. Only for a bucket that
@@ -304,7 +304,7 @@ impl Repository {
     }
 
     /// What a tag's revision says.
-    async fn tag_state(&self, key: &Key) -> Result<TagState> {
+    pub(crate) async fn tag_state(&self, key: &Key) -> Result<TagState> {
         let bytes = read_small(self.store(), key, MAX_MANIFEST).await?;
         serde_json::from_slice(&bytes).map_err(|error| Error::internal(format!("{key}: {error}")))
     }
@@ -333,12 +333,16 @@ impl Repository {
     }
 
     /// All keys of one folder, and whether each was written by its deadline, where it has one.
-    async fn listed(&self, folder: key::Folder) -> Result<Vec<(Key, bool)>> {
-        let prefix = key::folder(&self.name, folder);
+    pub(crate) async fn listed(&self, folder: key::Folder) -> Result<Vec<(Key, bool)>> {
+        self.listed_under(&key::folder(&self.name, folder)).await
+    }
+
+    /// All keys under a prefix in this repository, likewise.
+    pub(crate) async fn listed_under(&self, prefix: &str) -> Result<Vec<(Key, bool)>> {
         let mut after: Option<String> = None;
         let mut keys = Vec::new();
         loop {
-            let page = self.store().list(&prefix, after.as_deref(), 1000).await?;
+            let page = self.store().list(prefix, after.as_deref(), 1000).await?;
             for (text, stat) in &page.objects {
                 match Key::parse(text) {
                     Some(key @ Key::Tag { deadline, .. }) => keys.push((key, stat.modified <= deadline)),
@@ -355,15 +359,15 @@ impl Repository {
 }
 
 /// A tag's newest revision.
-struct Newest {
-    revision: Revision,
-    to: Option<Digest>,
-    key: Key,
+pub(crate) struct Newest {
+    pub(crate) revision: Revision,
+    pub(crate) to: Option<Digest>,
+    pub(crate) key: Key,
     counts: bool,
 }
 
 /// The greatest revision of each tag, of those that are given.
-fn newest_of_each(keys: impl Iterator<Item = (Key, bool)>) -> BTreeMap<Tag, Newest> {
+pub(crate) fn newest_of_each(keys: impl Iterator<Item = (Key, bool)>) -> BTreeMap<Tag, Newest> {
     let mut newest: BTreeMap<Tag, Newest> = BTreeMap::new();
     for (key, counts) in keys {
         let Key::Tag { tag, revision, to, .. } = key.clone() else { continue };

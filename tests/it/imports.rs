@@ -32,6 +32,7 @@ const LEVELS: [&[&str]; 15] = [
         "roster",
         "tag",
         "upload",
+        "verify",
         "worker",
     ],
     &["redirect"],
