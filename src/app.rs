@@ -9,6 +9,7 @@ use std::{
 };
 
 use axum::Router;
+use ulid::Ulid;
 
 use self::access::Access;
 pub use self::access::{AccessError, Reload, key_file_in};
@@ -26,7 +27,7 @@ use crate::{
         oidc::{Issuers, Pace},
     },
     config::{self, Ceiling, Config, IndexUrl, StorageUrl, TlsVersion},
-    epoch::{self, Leases, Standing, Timing},
+    epoch::{Leases, Standing, Timing},
     error::Error,
     index::{
         Connect, IndexError,
@@ -43,9 +44,11 @@ use crate::{
     server::{self, Drain, End, Listener, Tls},
     storage::{
         StorageError, Store,
+        contract::Subject,
+        key::EpochNumber,
         local::{Local, OpenError},
         metered::MeteredStore,
-        s3::{S3, S3Options},
+        s3::{S3, S3Options, signed_url_client},
     },
     telemetry::Metrics,
     worker,
@@ -257,22 +260,66 @@ pub async fn open_admin_api(config: &Config) -> Result<AdminApi, StartError> {
     Ok(AdminApi { roster: Arc::new(roster), authority, trust: Trust::Nobody })
 }
 
-/// Makes the configured index the bucket's own in a new epoch, empty, whatever it was before: to be filled
-/// by [`reconcile::walk`]. Where other replicas run, waits until they have noticed.
-pub async fn begin_rebuild(config: &Config) -> Result<Arc<Registry>, StartError> {
-    require_bucket(config)?;
-    let store = open_store(config, Use::Serve).await?;
-    let index = open_index(config)?;
-    let before = epoch::newest_epoch(&*store).await?;
-    let open = |other| Registry::open(Arc::clone(&store), Arc::clone(&index), options(config), other);
-    let registry = open(OtherIndex::Replace).await?;
-    if Some(registry.lease().await?.epoch) != before {
-        return Ok(registry);
+/// The configured index, and the bucket that it is to be made the own one of.
+#[derive(Debug)]
+pub struct Takeover {
+    store: Arc<dyn Store>,
+    index: Arc<dyn Connect>,
+    options: Options,
+}
+
+impl Takeover {
+    /// Opens both, and changes nothing yet.
+    pub async fn open(config: &Config) -> Result<Self, StartError> {
+        require_bucket(config)?;
+        Ok(Self { store: open_store(config, Use::Serve).await?, index: open_index(config)?, options: options(config) })
     }
-    let Options { timing, shards, .. } = options(config);
-    Leases::new(Arc::clone(&store), Arc::clone(&index), timing).begin(shards).await?;
-    // The first one still holds a lease under the epoch that just ended.
-    Ok(open(OtherIndex::Refuse).await?)
+
+    /// What bucket and index say of each other now.
+    pub async fn standing(&self) -> Result<Standing, StartError> {
+        Ok(self.leases().standing().await?)
+    }
+
+    /// Begins the next epoch with this index, empty, whatever it was before. Where other replicas may run, waits until
+    /// they have noticed. What it serves then is for servers, or [`Takeover::into_registry`], to fill from the bucket.
+    pub async fn begin(&self) -> Result<EpochNumber, StartError> {
+        self.leases().begin(self.options.shards).await?;
+        match self.standing().await? {
+            Standing::Ours(lease) => Ok(lease.epoch),
+            _ => Err(StartError::OtherIndex),
+        }
+    }
+
+    /// The registry over both, to be filled by [`reconcile::walk`].
+    pub async fn into_registry(self) -> Result<Arc<Registry>, StartError> {
+        Ok(Registry::open(self.store, self.index, self.options, OtherIndex::Refuse).await?)
+    }
+
+    fn leases(&self) -> Arc<Leases> {
+        let (store, index) = (Arc::clone(&self.store), Arc::clone(&self.index));
+        Arc::new(Leases::new(store, index, self.options.timing))
+    }
+}
+
+/// Opens a place of its own beside the keys of the configured registry, to try there what its store promises. A
+/// server may be running.
+pub async fn open_subject(config: &Config) -> Result<Subject, StartError> {
+    let place = format!("probe/{}", Ulid::r#gen());
+    let margin = *config.index.margin;
+    match &*config.storage.url {
+        StorageUrl::File(path) => {
+            let directory = absolute(path).join(place);
+            let store = Arc::new(Local::open(&directory, config.storage.sync)?);
+            Ok(Subject::in_directory(store, margin, directory))
+        }
+        StorageUrl::S3 { bucket, prefix } => {
+            let options = S3Options::configured(config, bucket, &format!("{}/{place}", prefix.trim_matches('/')));
+            let http = signed_url_client(&options)?;
+            let store = S3::open(options).await?;
+            store.check_rights().await?;
+            Ok(Subject::new(Arc::new(store), http, margin))
+        }
+    }
 }
 
 /// Opens the store and the index to look into them, and makes neither.

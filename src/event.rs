@@ -17,11 +17,20 @@ pub struct Cause {
     pub by: String,
     /// The request, where somebody may want to be told of it.
     pub request: Option<RequestFact>,
+    /// Whether nobody is told: what is mended was told when it was made.
+    pub quiet: bool,
+}
+
+impl Cause {
+    /// A command of Berth's own that mends what is broken.
+    pub fn mending(by: &str) -> Self {
+        Self { quiet: true, ..Self::from(by) }
+    }
 }
 
 impl From<&str> for Cause {
     fn from(by: &str) -> Self {
-        Self { by: by.to_owned(), request: None }
+        Self { by: by.to_owned(), ..Self::default() }
     }
 }
 

@@ -29,4 +29,5 @@ pub mod storage;
 pub mod tag;
 pub mod telemetry;
 pub mod upload;
+pub mod verify;
 pub mod worker;

@@ -15,6 +15,7 @@ mod inspect;
 mod keys;
 mod rule;
 mod serve;
+mod storage;
 
 use std::{
     io::{self, Write},
@@ -47,6 +48,8 @@ Examples:
   berth access explain --as ci --repository team/app --action push
                                               what it may do, and the rule that says so
   berth index rebuild                         fill a new index from the bucket
+  berth index verify                          compare the index with the bucket
+  berth storage check                         try whether the store is what Berth needs
   berth gc run --dry-run                      what nothing needs, and why
   berth inspect tag team/app:v1               what index and bucket say of a tag
   berth configure-docker r.example.com        let docker log in by docker-credential-berth
@@ -91,9 +94,12 @@ enum Command {
     /// See, make and change the keys that sign tokens.
     #[command(subcommand)]
     Keys(keys::Command),
-    /// Look at the index, or fill a new one from the bucket.
+    /// Look at the index, compare it with the bucket, or begin a new one.
     #[command(subcommand)]
     Index(index::Command),
+    /// Try whether the store is what Berth needs.
+    #[command(subcommand)]
+    Storage(storage::Command),
     /// Show what the index says of a thing, what the bucket says, and where they disagree. Changes nothing.
     Inspect(inspect::Arguments),
     /// Have Docker log in to registries through docker-credential-berth, which must be in the PATH.
@@ -136,6 +142,9 @@ enum Failure {
     /// Things were found of which the index and the bucket say different things.
     #[error("index and bucket disagree: {0} found")]
     Disagree(usize),
+    /// The store isn't what Berth needs.
+    #[error("the store breaks {0} of the promises that Berth rests on")]
+    Broken(usize),
     /// The rebuild left out what isn't whole.
     #[error("{0} things in the bucket lack what they need and were left out; each has a line above")]
     Dangling(usize),
@@ -160,6 +169,7 @@ impl Failure {
             | Self::Registry(_)
             | Self::Refused(_)
             | Self::Disagree(_)
+            | Self::Broken(_)
             | Self::Dangling(_)
             | Self::NotReady(_)
             | Self::Forced
@@ -214,7 +224,8 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Rule(command) => rule::run(&command, args),
         Command::Access(command) => access::run(&command, args),
         Command::Keys(command) => keys::run(&command, || load(args)),
-        Command::Index(command) => index::run(&command, load(args)?),
+        Command::Index(command) => index::run(command, &load(args)?),
+        Command::Storage(command) => storage::run(&command, &load(args)?),
         Command::Health => health::run(&load(args)?.config),
         Command::Inspect(arguments) => inspect::run(&arguments, args),
         Command::ConfigureDocker(arguments) => configure_docker::run(&arguments),

@@ -4,6 +4,7 @@
 //! repositories' rules. A key is written at most once and never reused, so no store has to offer
 //! conditional writes; what comes too late is recognised by time instead (see [`Store::put`]).
 
+pub mod contract;
 pub mod key;
 pub mod local;
 pub mod metered;
@@ -215,6 +216,13 @@ pub trait Store: fmt::Debug + Send + Sync {
     /// fixed, so that what was pushed never decides how a browser takes it. Nothing is looked up: a URL of
     /// an object that isn't there can be signed as well.
     async fn sign(&self, key: &Key, life: Duration) -> Result<Option<SignedUrl>, StorageError>;
+
+    /// The request of [`Store::delete`] as a URL, by which whoever has it may DELETE the object until `deadline`:
+    /// so the [`contract`] shows that it is the store which refuses it afterwards. `None` where nothing is sent
+    /// to remove an object, as in a directory, or where no URL can say it.
+    async fn sign_delete(&self, _key: &Key, _deadline: StoreTime) -> Result<Option<String>, StorageError> {
+        Ok(None)
+    }
 }
 
 /// Reads a small object whole, up to `limit` bytes; a larger one is [`StorageError::Unavailable`].

@@ -33,6 +33,7 @@ const LEVELS: [&[&str]; 15] = [
         "roster",
         "tag",
         "upload",
+        "verify",
         "worker",
     ],
     &["redirect"],
