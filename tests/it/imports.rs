@@ -51,7 +51,7 @@ const OWNED: [(&str, &[&str]); 37] = [
     ("aws_smithy_runtime_api", &["storage"]),
     ("aws_types", &["storage"]),
     ("axum", &["api", "app", "server"]),
-    ("base64", &["auth", "cli", "redirect", "registry", "upload"]),
+    ("base64", &["auth", "cli", "config", "redirect", "registry", "upload"]),
     ("bcrypt", &["auth"]),
     ("chrono", &["auth", "cli", "storage"]),
     ("clap", &["cli"]),
