@@ -16,7 +16,7 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use super::process::Process;
+use super::{events::EventMetrics, process::Process};
 
 /// The content type of [`Metrics::encode`]'s text.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -107,6 +107,8 @@ pub struct Metrics {
     pub index: Calls,
     /// What is collected.
     pub collected: Collected,
+    /// What is told to endpoints.
+    pub events: EventMetrics,
 }
 
 impl Metrics {
@@ -131,9 +133,11 @@ impl Metrics {
             store: Calls::new(),
             index: Calls::new(),
             collected: Collected::default(),
+            events: EventMetrics::default(),
         };
         metrics.register_http();
         metrics.collected.register(&mut metrics.registry);
+        metrics.events.register(&mut metrics.registry);
         metrics.store.register(&mut metrics.registry, "store");
         metrics.index.register(&mut metrics.registry, "index");
         metrics.register_process(version);
