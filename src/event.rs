@@ -1,19 +1,34 @@
-//! Events: who wants to be told of what.
+//! Events: who wants to be told of what, and by whom it was done.
 //!
-//! What happened is written by the commit that made it true (the registry's rules do that, with the help of
-//! [`Interests`]); telling it is the business of delivery. With no endpoint nothing is ever written.
+//! What happened is written by the commit that made it true (see [`crate::outbox`]); telling it is the business
+//! of delivery. With no endpoint nothing is ever written.
 
 use std::time::Duration;
 
 use crate::{
     config::{Endpoint, EventAction, Events, MediaTypePattern, RepositoryPattern, TagPattern, Text},
-    index::facts::{Action, EventFact, EventTarget},
+    index::facts::{Action, EventFact, EventTarget, RequestFact},
     oci::RepositoryName,
     storage::key::EntryName,
 };
 
 /// The media type by which the registry names a blob, of which it knows no other.
 pub const BLOB: &str = "application/octet-stream";
+
+/// By whom something is done, and by which request.
+#[derive(Clone, Debug, Default)]
+pub struct Cause {
+    /// Who, as tags' histories say it.
+    pub by: String,
+    /// The request, where somebody may want to be told of it.
+    pub request: Option<RequestFact>,
+}
+
+impl From<&str> for Cause {
+    fn from(by: &str) -> Self {
+        Self { by: by.to_owned(), request: None }
+    }
+}
 
 /// What one endpoint wants to be told.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -94,6 +109,12 @@ impl Interest {
             media_types: Vec::new(),
             blobs: true,
         }
+    }
+
+    /// The same, without pulls.
+    pub fn without_pulls(mut self) -> Self {
+        self.actions.retain(|action| *action != EventAction::Pull);
+        self
     }
 
     fn wants(&self, event: &EventFact) -> bool {
@@ -198,10 +219,9 @@ mod tests {
 
     #[test]
     fn pulls_are_noted_only_where_somebody_wants_them() {
-        let mut endpoint = Interest::everything("ci".parse().unwrap(), Duration::from_secs(60));
+        let endpoint = Interest::everything("ci".parse().unwrap(), Duration::from_secs(60));
         assert!(Interests::new(vec![endpoint.clone()]).want_pulls());
-        endpoint.actions = vec![EventAction::Push];
-        assert!(!Interests::new(vec![endpoint]).want_pulls());
+        assert!(!Interests::new(vec![endpoint.without_pulls()]).want_pulls());
         assert!(!Interests::default().want_pulls());
     }
 }

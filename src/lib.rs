@@ -17,6 +17,7 @@ pub mod index;
 pub mod inspect;
 pub mod manifest;
 pub mod oci;
+pub mod outbox;
 pub mod reader;
 pub mod reconcile;
 pub mod redirect;

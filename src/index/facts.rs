@@ -80,7 +80,7 @@ impl Names {
         Bytes::from(self.epoch.clone())
     }
 
-    /// Present once every repository of the bucket is reconciled.
+    /// Present once every repository of the bucket is reconciled; its value is the shard's counter then.
     pub fn settled(&self) -> Fact {
         Fact::new(self.group("settled"), "")
     }
@@ -395,6 +395,9 @@ pub struct IntentFact {
     pub at: StoreTime,
     /// By whom.
     pub by: String,
+    /// The request, where somebody is to be told of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request: Option<RequestFact>,
 }
 
 /// The manifest that an intent pushes.

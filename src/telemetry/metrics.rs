@@ -109,6 +109,8 @@ pub struct Metrics {
     pub collected: Collected,
     /// What is told to endpoints.
     pub events: EventMetrics,
+    /// What nobody is told of.
+    pub untold: Untold,
 }
 
 impl Metrics {
@@ -134,10 +136,12 @@ impl Metrics {
             index: Calls::new(),
             collected: Collected::default(),
             events: EventMetrics::default(),
+            untold: Untold::default(),
         };
         metrics.register_http();
         metrics.collected.register(&mut metrics.registry);
         metrics.events.register(&mut metrics.registry);
+        metrics.untold.register(&mut metrics.registry);
         metrics.store.register(&mut metrics.registry, "store");
         metrics.index.register(&mut metrics.registry, "index");
         metrics.register_process(version);
@@ -281,6 +285,23 @@ impl Collected {
     /// A round ended, so many milliseconds after the Unix epoch.
     pub fn completed(&self, milliseconds: u64) {
         self.completed.set(i64::try_from(milliseconds / 1000).unwrap_or(i64::MAX));
+    }
+}
+
+/// What happened, and was not told to those who want to know.
+#[derive(Clone, Debug, Default)]
+pub struct Untold {
+    /// `berth_pulls_untold_total`: the index was away.
+    pub pulls: Counter,
+}
+
+impl Untold {
+    fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "berth_pulls_untold",
+            "Pulls that no endpoint is told of, because the index was away",
+            self.pulls.clone(),
+        );
     }
 }
 

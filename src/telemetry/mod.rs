@@ -11,4 +11,4 @@ mod process;
 
 pub use events::{EventMetrics, Outcome as DeliveryOutcome};
 pub use logs::{Format, LogError, init};
-pub use metrics::{Calls, Collected, Metrics, Operation};
+pub use metrics::{Calls, Collected, Metrics, Operation, Untold};
