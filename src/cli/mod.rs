@@ -8,6 +8,7 @@ mod config;
 mod configure_docker;
 pub mod credential;
 mod desk;
+mod events;
 mod gc;
 mod health;
 mod index;
@@ -46,6 +47,7 @@ Examples:
                                               a service account, and its key
   berth access explain --as ci --repository team/app --action push
                                               what it may do, and the rule that says so
+  berth events test ci                        send an endpoint a sample, and see what comes back
   berth index rebuild                         fill a new index from the bucket
   berth gc run --dry-run                      what nothing needs, and why
   berth inspect tag team/app:v1               what index and bucket say of a tag
@@ -88,6 +90,9 @@ enum Command {
     /// See what somebody may do, and which rule says so.
     #[command(subcommand)]
     Access(access::Command),
+    /// See what is told to endpoints, and what could not be.
+    #[command(subcommand)]
+    Events(events::Command),
     /// See, make and change the keys that sign tokens.
     #[command(subcommand)]
     Keys(keys::Command),
@@ -213,6 +218,7 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Account(command) => account::run(&command, args),
         Command::Rule(command) => rule::run(&command, args),
         Command::Access(command) => access::run(&command, args),
+        Command::Events(command) => events::run(&command, args),
         Command::Keys(command) => keys::run(&command, || load(args)),
         Command::Index(command) => index::run(&command, load(args)?),
         Command::Health => health::run(&load(args)?.config),

@@ -54,6 +54,12 @@ pub struct UnusableEndpoint {
     why: String,
 }
 
+impl UnusableEndpoint {
+    pub(super) fn unnamed(name: &str) -> Self {
+        Self { endpoint: name.to_owned(), key: "format", why: "the endpoint's name is none".to_owned() }
+    }
+}
+
 /// An endpoint, ready to be told.
 #[derive(Debug)]
 pub struct Endpoint {
@@ -150,7 +156,13 @@ impl Endpoint {
     }
 
     /// Tells it of an event, once.
-    pub(super) async fn tell(&self, event: &EventFact, authority: &Authority, replica: Ulid, now: StoreTime) -> Attempt {
+    pub(super) async fn tell(
+        &self,
+        event: &EventFact,
+        authority: &Authority,
+        replica: Ulid,
+        now: StoreTime,
+    ) -> Attempt {
         let teller = Teller { endpoint: &self.name, public_url: self.public_url.as_deref(), replica };
         let message = message(self.config.format, event, &teller);
         let limit = *self.config.timeout;
@@ -198,7 +210,8 @@ impl Endpoint {
             let audience = self.config.audience.as_ref().map_or(url, |audience| audience);
             let token = authority.vouch(&format!("event:{}", self.name), audience);
             let token = token.map_err(|_| Attempt::failed("no token could be signed"))?;
-            let mut value = HeaderValue::try_from(format!("Bearer {token}")).map_err(|_| Attempt::failed("no token"))?;
+            let mut value =
+                HeaderValue::try_from(format!("Bearer {token}")).map_err(|_| Attempt::failed("no token"))?;
             value.set_sensitive(true);
             headers.insert(AUTHORIZATION, value);
         }
@@ -328,7 +341,11 @@ pub(super) fn described(error: &reqwest::Error) -> String {
         innermost = inner;
     }
     if std::ptr::addr_eq(std::ptr::from_ref(innermost), std::ptr::from_ref(error)) {
-        return if error.is_timeout() { "no answer in time".to_owned() } else { "the request could not be made".to_owned() };
+        return if error.is_timeout() {
+            "no answer in time".to_owned()
+        } else {
+            "the request could not be made".to_owned()
+        };
     }
     innermost.to_string()
 }

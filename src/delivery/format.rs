@@ -173,8 +173,10 @@ mod tests {
         assert_eq!((&target["fromRepository"], &target["mediaType"]), (&"team/base".into(), &BLOB.into()));
         assert_eq!(target["url"], format!("https://r.example.com/v2/team/app/blobs/{}", digest()));
         let event = body(EventFormat::CloudEvents, &event);
-        assert_eq!((&event["type"], &event["data"]["from"]),
-            (&"io.github.berth-registry.blob.mounted".into(), &"team/base".into()));
+        assert_eq!(
+            (&event["type"], &event["data"]["from"]),
+            (&"io.github.berth-registry.blob.mounted".into(), &"team/base".into())
+        );
     }
 
     #[test]

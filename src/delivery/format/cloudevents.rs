@@ -108,11 +108,7 @@ fn event<'a>(event: &'a EventFact, teller: &Teller<'_>) -> Event<'a> {
 
 /// All of it in one document.
 pub(super) fn structured(fact: &EventFact, teller: &Teller<'_>) -> Message {
-    Message {
-        content_type: "application/cloudevents+json",
-        headers: Vec::new(),
-        body: json(&event(fact, teller)),
-    }
+    Message { content_type: "application/cloudevents+json", headers: Vec::new(), body: json(&event(fact, teller)) }
 }
 
 /// Its attributes in headers, its data in the body.

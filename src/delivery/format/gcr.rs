@@ -85,11 +85,7 @@ pub(super) fn push(event: &EventFact, teller: &Teller<'_>) -> Message {
         publish_time_again: &at,
     };
     let subscription = format!("projects/berth/subscriptions/{}", teller.endpoint);
-    Message {
-        content_type: "application/json",
-        headers: Vec::new(),
-        body: json(&Push { message, subscription }),
-    }
+    Message { content_type: "application/json", headers: Vec::new(), body: json(&Push { message, subscription }) }
 }
 
 /// As a topic is asked to publish it.
@@ -100,11 +96,7 @@ pub(super) fn publication(event: &EventFact, teller: &Teller<'_>) -> Message {
         attributes: BTreeMap::from([(EVENT_ID, id.as_str())]),
         ordering_key: event.repository.as_str(),
     };
-    Message {
-        content_type: "application/json",
-        headers: Vec::new(),
-        body: json(&Publication { messages: [message] }),
-    }
+    Message { content_type: "application/json", headers: Vec::new(), body: json(&Publication { messages: [message] }) }
 }
 
 /// What a message's data says.

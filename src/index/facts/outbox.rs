@@ -129,6 +129,11 @@ impl Names {
     pub fn dead(&self, endpoint: &EntryName) -> String {
         self.of("dead", endpoint)
     }
+
+    /// One that was given up.
+    pub fn dead_letter(&self, endpoint: &EntryName, member: &str) -> Fact {
+        Fact::new(self.dead(endpoint), member)
+    }
 }
 
 /// The member of the `place`th event of the change that drew `counter`.
