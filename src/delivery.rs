@@ -18,7 +18,10 @@ mod signature;
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, RwLock,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -51,6 +54,9 @@ use crate::{
 
 /// How often an endpoint's outbox is looked at when nobody says that there is something in it.
 const LOOK: Duration = Duration::from_secs(5);
+
+/// How long after it was woken a task looks.
+const SETTLE: Duration = Duration::from_millis(20);
 
 /// For how long nobody else delivers what a replica took. It is renewed at a third of that.
 const HOLD: Duration = Duration::from_secs(15);
@@ -201,8 +207,6 @@ impl Deliverer {
                 select_all(waits).await;
             }
             self.ring();
-            // One look for all that comes at once.
-            sleep(Duration::from_millis(20)).await;
         }
     }
 
@@ -210,10 +214,13 @@ impl Deliverer {
     async fn serve(self: Arc<Self>, endpoint: Arc<Endpoint>) {
         let mut bell = self.bell.subscribe();
         let state = State::default();
-        let mut written: Option<StoreTime> = None;
+        // When the bucket was last told how far this one is, and how much had moved then.
+        let mut written: Option<(StoreTime, u64)> = None;
         loop {
+            // One look for all that comes at once. Whoever rang listens again by then, so that nothing is missed.
+            sleep(SETTLE).await;
             bell.borrow_and_update();
-            let began = self.registry.store.now();
+            let (began, before) = (self.registry.store.now(), state.moved());
             let pause = match self.round(&endpoint, &state).await {
                 Ok(pause) => pause,
                 Err(error) => {
@@ -221,20 +228,19 @@ impl Deliverer {
                     LOOK
                 }
             };
-            let now = self.registry.store.now();
-            if written.is_none() || (state.has_moved() && written.is_some_and(|at| at.plus(CHECKPOINT) <= now)) {
+            let (now, moved) = (self.registry.store.now(), state.moved());
+            if written.is_none_or(|(at, then)| moved != then && at.plus(CHECKPOINT) <= now) {
                 match outbox::advance(&self.registry, &endpoint.name).await {
-                    Ok(_) => {
-                        state.settle();
-                        written = Some(now);
-                    }
+                    Ok(_) => written = Some((now, moved)),
                     Err(error) => {
-                        tracing::debug!(%error, endpoint = %endpoint.name, "how far delivery is could not be written")
+                        tracing::debug!(%error, endpoint = %endpoint.name, "how far delivery is could not be written");
                     }
                 }
             }
-            // Going through a long outbox in vain is rested from.
-            sleep(Duration::from_millis(now.0.saturating_sub(began.0)).min(LOOK)).await;
+            if moved == before {
+                // Going through a long outbox in vain is rested from.
+                sleep(Duration::from_millis(now.0.saturating_sub(began.0)).min(LOOK)).await;
+            }
             // The sender is our own.
             let _ = timeout(pause, bell.changed()).await;
         }
@@ -306,25 +312,21 @@ fn backoff(failures: u32, most: Duration) -> Duration {
 #[derive(Debug, Default)]
 struct State {
     health: Mutex<Health>,
-    /// Whether anything was delivered or given up since the bucket was told.
-    moved: std::sync::atomic::AtomicBool,
+    /// How many were delivered or given up.
+    moved: AtomicU64,
 }
 
 impl State {
-    fn health(&self) -> std::sync::MutexGuard<'_, Health> {
+    fn health(&self) -> MutexGuard<'_, Health> {
         self.health.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn moves(&self) {
-        self.moved.store(true, std::sync::atomic::Ordering::Relaxed);
+    fn moves(&self, count: u64) {
+        self.moved.fetch_add(count, Ordering::Relaxed);
     }
 
-    fn has_moved(&self) -> bool {
-        self.moved.load(std::sync::atomic::Ordering::Relaxed)
-    }
-
-    fn settle(&self) {
-        self.moved.store(false, std::sync::atomic::Ordering::Relaxed);
+    fn moved(&self) -> u64 {
+        self.moved.load(Ordering::Relaxed)
     }
 }
 
@@ -342,6 +344,11 @@ struct Health {
 impl Health {
     fn is_down(&self) -> bool {
         self.failures >= DOWN
+    }
+
+    /// When one that is down is tried next.
+    fn probe(&self) -> Option<StoreTime> {
+        self.is_down().then_some(self.probe)
     }
 
     /// Whether an event may be sent now. One that is down gets one at a time, with pauses.

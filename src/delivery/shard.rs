@@ -137,8 +137,7 @@ impl Work<'_> {
                 }
             }
             drop(running);
-            let health_of = |health: &super::Health| health.is_down().then_some(health.probe);
-            let probe = health_of(&self.state.health());
+            let probe = self.state.health().probe();
             after = ready.next;
             // One that is down gets what is due first; what is behind that waits with it.
             if after.is_none() || probe.is_some() {
@@ -221,7 +220,7 @@ impl Work<'_> {
     async fn forget(&self, delivery: &Delivery) -> Result<()> {
         let writes = vec![Write::Delete(self.lease.names.delivery(&self.endpoint.name, &delivery.member))];
         self.lease.commit(self.shard, Batch { writes, ..Batch::default() }).await?;
-        self.state.moves();
+        self.state.moves(1);
         self.count(DeliveryOutcome::Delivered, 1);
         Ok(())
     }
@@ -237,7 +236,7 @@ impl Work<'_> {
             writes.push(Write::Put(names.dead_letter(name, &delivery.member), facts::encode(&fact)));
         }
         self.lease.commit(self.shard, Batch { writes, ..Batch::default() }).await?;
-        self.state.moves();
+        self.state.moves(count);
         self.count(DeliveryOutcome::Dead, count);
         let (attempts, why) = (last.attempts, last.last.unwrap_or_else(|| "it was never tried".to_owned()));
         tracing::warn!(endpoint = %name, count, attempts, why, repository = %last.event.repository,
