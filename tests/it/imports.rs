@@ -26,6 +26,7 @@ const LEVELS: [&[&str]; 14] = [
         "epoch",
         "inspect",
         "manifest",
+        "outbox",
         "reader",
         "reconcile",
         "registry",
