@@ -162,7 +162,7 @@ fn python() -> PathBuf {
 /// Hands what was told to a consumer; what it makes of it, a line each.
 fn consumed(kind: &str, told: &[Told]) -> Vec<Value> {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/consumer.py");
-    let mut child = Command::new(python())
+    let child = Command::new(python())
         .arg(script)
         .args([kind, SECRET])
         .stdin(Stdio::piped())
@@ -314,7 +314,7 @@ fn mistakes_stop_the_start_with_one_line() {
     for (more, said) in [
         (vec![("URL", "https://ci.example")], "events.endpoints.ci.format"),
         (vec![("FORMAT", "xml")], "events.endpoints.ci.format"),
-        (vec![("FORMAT", "cloudevents")], "events.endpoints.ci.url: found nothing"),
+        (vec![("FORMAT", "cloudevents")], "events.endpoints.ci.url (default): found nothing"),
         (vec![("FORMAT", "cloudevents"), ("URL", "https://u:p@ci.example")], "events.endpoints.ci.url"),
         (vec![("FORMAT", "cloudevents"), ("URL", "http://127.0.0.1/")], "127.0.0.1 is not a public address"),
         (vec![("FORMAT", "pubsub-topic"), ("TOPIC", "gcr")], "projects/PROJECT/topics/TOPIC"),

@@ -20,6 +20,7 @@ use berth::{
     auth::{AccessRules, Authority},
     config::Config,
     delivery::{Deliverer, Endpoint, Endpoints, Which},
+    event::Interests,
     registry::Registry,
     storage::key::EntryName,
     telemetry::Metrics,
@@ -63,7 +64,11 @@ impl Replica {
         Self { deliverer, metrics, _task: JoinSet::new() }
     }
 
-    fn start(registry: &Arc<Registry>, settings: &str) -> Self {
+    /// At work in one engine of the bench, while both write what there is to tell.
+    fn start(bench: &Bench, registry: &Arc<Registry>, settings: &str) -> Self {
+        for engine in [&bench.a, &bench.b] {
+            engine.set_interests(Interests::configured(&config(settings).events).unwrap());
+        }
         let mut replica = Self::idle(registry, Endpoints::open(&config(settings)).unwrap());
         replica._task.spawn(Arc::clone(&replica.deliverer).run());
         replica
@@ -105,7 +110,7 @@ fn about(lines: &[String], repository: &str) -> Vec<String> {
 async fn a_failing_event_holds_up_its_own_repository_alone_and_keeps_its_order() {
     let (bench, hook) = (bench::local(bench::options()).await, Hook::start().await);
     let (bad, good) = (image(&bench, "bad").await, image(&bench, "good").await);
-    let replicas = [&bench.a, &bench.b].map(|registry| Replica::start(registry, &settings(&hook.url(), "")));
+    let replicas = [&bench.a, &bench.b].map(|registry| Replica::start(&bench, registry, &settings(&hook.url(), "")));
     hook.answer(|told| {
         if told.line().contains(" bad ") { StatusCode::IM_A_TEAPOT } else { StatusCode::OK }.into_response()
     });
@@ -135,7 +140,7 @@ async fn a_failing_event_holds_up_its_own_repository_alone_and_keeps_its_order()
 async fn what_is_too_old_is_a_dead_letter_and_comes_back_in_order() {
     let (bench, hook) = (bench::local(bench::options()).await, Hook::start().await);
     let app = image(&bench, "app").await;
-    let replica = Replica::start(&bench.a, &settings(&hook.url(), "max_age = \"1h\""));
+    let replica = Replica::start(&bench, &bench.a, &settings(&hook.url(), "max_age = \"1h\""));
     hook.says(503);
     for tag in ["1", "2", "3"] {
         push(&bench, "app", &app, tag).await;
@@ -165,7 +170,7 @@ async fn what_nobody_takes_is_bounded_and_no_push_waits_for_it() {
     let (bench, hook) = (bench::in_directory(bench::options()).await, Hook::start().await);
     hook.says(500);
     let bounds = "[events]\nmax_pending = 10\nmax_dead = 5\n";
-    let replica = Replica::start(&bench.a, &format!("{bounds}{}", settings(&hook.url(), "")));
+    let replica = Replica::start(&bench, &bench.a, &format!("{bounds}{}", settings(&hook.url(), "")));
     for number in 0..30 {
         let name = format!("app{}", number % 5);
         let app = image(&bench, &name).await;
@@ -188,7 +193,7 @@ async fn what_nobody_takes_is_bounded_and_no_push_waits_for_it() {
 async fn an_endpoint_that_is_down_for_an_hour_is_probed_and_then_told_everything() {
     let (bench, hook) = (bench::local(bench::options()).await, Hook::start().await);
     let names: Vec<String> = (0..10).map(|number| format!("app{number}")).collect();
-    let replica = Replica::start(&bench.a, &settings(&hook.url(), ""));
+    let replica = Replica::start(&bench, &bench.a, &settings(&hook.url(), ""));
     hook.says(503);
     let mut expected = Vec::new();
     for name in &names {
@@ -220,7 +225,7 @@ async fn an_endpoint_that_is_down_for_an_hour_is_probed_and_then_told_everything
 async fn a_replica_that_dies_leaves_its_work_to_another() {
     let (bench, hook) = (bench::local(bench::options()).await, Hook::start().await);
     let app = image(&bench, "app").await;
-    let first = Replica::start(&bench.a, &settings(&hook.url(), "timeout = \"60s\""));
+    let first = Replica::start(&bench, &bench.a, &settings(&hook.url(), "timeout = \"60s\""));
     hook.answers(false);
     push(&bench, "app", &app, "1").await;
     push(&bench, "app", &app, "2").await;
@@ -228,7 +233,7 @@ async fn a_replica_that_dies_leaves_its_work_to_another() {
     drop(first);
     hook.answers(true);
     hook.says(200);
-    let second = Replica::start(&bench.b, &settings(&hook.url(), ""));
+    let second = Replica::start(&bench, &bench.b, &settings(&hook.url(), ""));
     // The dead one's hold ends by itself.
     bench.clock.advance(Duration::from_secs(16));
     second.until(0, 0).await;
@@ -240,7 +245,7 @@ async fn a_replica_that_dies_leaves_its_work_to_another() {
 async fn an_endpoint_says_when_to_come_back() {
     let (bench, hook) = (bench::local(bench::options()).await, Hook::start().await);
     let app = image(&bench, "app").await;
-    let replica = Replica::start(&bench.a, &settings(&hook.url(), ""));
+    let replica = Replica::start(&bench, &bench.a, &settings(&hook.url(), ""));
     hook.answer(|_| (StatusCode::TOO_MANY_REQUESTS, [(RETRY_AFTER, "1800")]).into_response());
     push(&bench, "app", &app, "1").await;
     hook.until(1).await;
@@ -256,16 +261,22 @@ async fn an_endpoint_says_when_to_come_back() {
 async fn endpoints_come_and_go_while_it_runs() {
     let (bench, hook) = (bench::local(bench::options()).await, Hook::start().await);
     let app = image(&bench, "app").await;
-    let replica = Replica::start(&bench.a, "");
+    let replicas = [&bench.a, &bench.b].map(|registry| Replica::start(&bench, registry, ""));
+    let tell = |settings: &str| {
+        for replica in &replicas {
+            replica.deliverer.set_endpoints(Endpoints::open(&config(settings)).unwrap());
+        }
+    };
     push(&bench, "app", &app, "1").await;
-    replica.deliverer.set_endpoints(Endpoints::open(&config(&settings(&hook.url(), ""))).unwrap());
+    tell(&settings(&hook.url(), ""));
     push(&bench, "app", &app, "2").await;
     hook.until(1).await;
     assert_eq!(hook.lines(), ["push app 2"]);
-    replica.deliverer.set_endpoints(Endpoints::default());
+    tell("");
     push(&bench, "app", &app, "3").await;
     tokio::time::sleep(Duration::from_millis(200)).await;
     assert_eq!(hook.told().len(), 1);
+    let replica = &replicas[0];
     assert!(!replica.metrics.encode().unwrap().contains("berth_events_pending{"));
 }
 
@@ -388,7 +399,7 @@ async fn neither_a_slow_endpoint_nor_an_endless_answer_holds_up_another() {
     let at = format!("http://{}/", silent.local_addr().unwrap());
     assert_eq!(tried_at(&bench, &at, "timeout = \"1s\"").await, (false, "no answer in time".to_owned()));
     let second = settings(&at, "timeout = \"60s\"").replace("endpoints.ci", "endpoints.slow");
-    let replica = Replica::start(&bench.a, &format!("{}{second}", settings(&slow.url(), "")));
+    let replica = Replica::start(&bench, &bench.a, &format!("{}{second}", settings(&slow.url(), "")));
     push(&bench, "app", &app, "1").await;
     slow.until(1).await;
     replica.until(0, 0).await;
