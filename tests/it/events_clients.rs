@@ -321,7 +321,7 @@ fn mistakes_stop_the_start_with_one_line() {
         (vec![("FORMAT", "pubsub"), ("URL", "https://ci.example"), ("ACTIONS", "pull")], "events.endpoints.ci.actions"),
         (vec![("FORMAT", "cloudevents"), ("URL", "https://ci.example"), ("HEADERS", "Host: other")], "the header host"),
         (vec![("FORMAT", "cloudevents"), ("URL", "https://ci.example"), ("SECRET", "a-s3cret")], "whsec_"),
-        (vec![("FORMAT", "cloudevents"), ("URL", "https://ci.example"), ("TIMEOUT", "5m")], "want \"1s\" to \"60s\""),
+        (vec![("FORMAT", "cloudevents"), ("URL", "https://ci.example"), ("TIMEOUT", "5m")], "want \"1s\" to \"1m\""),
         (vec![("FORMAT", "cloudevents"), ("URL", "https://ci.example"), ("PROXY", "true")], "found without proxy.url"),
         (vec![("FORMAT", "cloudevents"), ("URL", "https://ci.example"), ("AUDIENCE", "x")], "found without bearer"),
     ] {
