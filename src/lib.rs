@@ -18,6 +18,7 @@ pub mod index;
 pub mod inspect;
 pub mod manifest;
 pub mod oci;
+pub mod outbound;
 pub mod outbox;
 pub mod reader;
 pub mod reconcile;

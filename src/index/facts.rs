@@ -9,6 +9,7 @@ use ulid::Ulid;
 
 mod outbox;
 mod roster;
+mod walk;
 
 use super::{Fact, IndexError, Shard};
 use crate::{
@@ -20,6 +21,7 @@ use crate::{
 };
 pub use outbox::{Action, DeliveryFact, EventFact, EventTarget, RequestFact, delivery_member, delivery_suffix};
 pub use roster::{Account, AccountKey, EntryFact, PendingFact, RosterRule};
+pub use walk::{Adopted, AdoptedRoster, WalkFact, Walked};
 
 /// The names of all facts of one epoch.
 #[derive(Clone, Debug)]
@@ -189,6 +191,11 @@ impl Names {
     /// How far collection is, a [`CollectionFact`]; only in the first shard.
     pub fn collection(&self) -> Fact {
         Fact::new(self.group("collection"), "")
+    }
+
+    /// How far the walk of this epoch is, a [`WalkFact`]; only in the first shard.
+    pub fn walk(&self) -> Fact {
+        Fact::new(self.group("walk"), "")
     }
 
     /// Tags whose history may want trimming: `<repository>:<tag>`.

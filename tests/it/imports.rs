@@ -10,10 +10,11 @@ use std::{
 };
 
 /// The levels, lowest first.
-const LEVELS: [&[&str]; 14] = [
+const LEVELS: [&[&str]; 15] = [
     &["oci"],
     &["telemetry"],
     &["config"],
+    &["outbound"],
     &["storage"],
     &["index"],
     &["error"],
@@ -71,7 +72,7 @@ const OWNED: [(&str, &[&str]); 37] = [
     ("quick_cache", &["auth", "redirect", "registry"]),
     ("redb", &["index"]),
     ("redis", &["index"]),
-    ("reqwest", &["auth", "cli", "delivery", "storage"]),
+    ("reqwest", &["auth", "cli", "delivery", "outbound", "storage"]),
     ("rustix", &["epoch", "storage", "telemetry"]),
     ("rustls", &["index", "redirect", "server"]),
     ("schemars", &["config"]),

@@ -9,10 +9,13 @@ use berth::{
         Batch, Write,
         facts::{self, DeliveryFact, EventFact, EventTarget},
     },
-    outbox::{self, Horizon},
+    outbox::{self, Checkpoint, Horizon},
     reconcile,
     registry::{Options, Registry},
-    storage::{Key, key::EntryName},
+    storage::{
+        Key, Revision,
+        key::{EntryName, EpochNumber},
+    },
 };
 use bytes::Bytes;
 
@@ -220,7 +223,7 @@ async fn a_lost_index_tells_again_what_no_checkpoint_covers() {
             engine.set_interests(interests(false));
         }
         assert!(!outbox::advance(&bench.a, &hook()).await.unwrap(), "{what}: not settled");
-        let (walk, other) = (reconcile::walk(&bench.a, |_, _| {}), reconcile::walk(&bench.b, |_, _| {}));
+        let (walk, other) = (reconcile::walk(&bench.a, |_| {}), reconcile::walk(&bench.b, |_| {}));
         let (walked, other) = futures_util::join!(walk, other);
         assert!(walked.is_ok() && other.is_ok());
         let mut again = pending(&bench).await;
@@ -239,11 +242,28 @@ async fn a_lost_index_tells_again_what_no_checkpoint_covers() {
     assert!(outbox::advance(&bench.a, &hook()).await.unwrap());
     let bench = bench.with_new_index().await;
     bench.a.set_interests(interests(false));
-    reconcile::walk(&bench.a, |_, _| {}).await.unwrap();
+    reconcile::walk(&bench.a, |_| {}).await.unwrap();
     assert_eq!(lines(&pending(&bench).await), [] as [&str; 0], "all was delivered");
     let checkpoints = bench.store.list("checkpoints/hook/", None, 10).await.unwrap().objects;
     assert!(matches!(Key::parse(&checkpoints[0].0), Some(Key::Checkpoint { .. })), "{checkpoints:?}");
     assert_eq!(checkpoints.len(), 1, "older ones are removed");
+}
+
+#[test]
+fn a_checkpoint_covers_older_epochs_and_what_its_shards_have_passed() {
+    let epoch = |generation| EpochNumber { generation, random: 7 };
+    let checkpoint = Checkpoint { epoch: epoch(2), delivered: vec![5, 5, 5] };
+    for (generation, counter, is_covered) in [(1, 99, true), (2, 5, true), (2, 6, false), (3, 1, false)] {
+        let revision = Revision { epoch: epoch(generation), counter };
+        assert_eq!(checkpoint.covers(&"app".parse().unwrap(), revision), is_covered, "{revision}");
+    }
+    let repositories = ["a", "b", "c", "d", "e", "f", "g", "h"].map(|name| name.parse().unwrap());
+    let mut shards = Checkpoint { epoch: epoch(2), delivered: vec![0, 9] };
+    let revision = Revision { epoch: epoch(2), counter: 9 };
+    let covered = |shards: &Checkpoint| repositories.iter().filter(|name| shards.covers(name, revision)).count();
+    let in_second = covered(&shards);
+    shards.delivered.swap(0, 1);
+    assert!(in_second > 0 && covered(&shards) == repositories.len() - in_second, "each by its own shard");
 }
 
 /// An endpoint that nobody knew before the index was lost is told nothing of what was before it.
@@ -255,7 +275,7 @@ async fn a_new_endpoint_is_told_of_nothing_before_it() {
     let bench = bench.with_new_index().await;
     bench.a.set_interests(interests(false));
     assert!(outbox::advance(&bench.a, &hook()).await.unwrap(), "its first checkpoint needs nothing settled");
-    reconcile::walk(&bench.a, |_, _| {}).await.unwrap();
+    reconcile::walk(&bench.a, |_| {}).await.unwrap();
     assert!(pending(&bench).await.is_empty());
 }
 
