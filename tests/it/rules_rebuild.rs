@@ -358,7 +358,7 @@ async fn a_deleted_manifest_does_not_come_back_by_another_pushs_object() {
     bench.probe.release();
     first.await.unwrap().unwrap();
     assert_eq!(bench::kinds(&bench.keys().await)["manifest"], 2);
-    bench.repo("app").await.delete_manifest(&digest, "me").await.unwrap();
+    bench.repo("app").await.delete_manifest(&digest).await.unwrap();
     assert_eq!(bench::kinds(&bench.keys().await).get("manifest"), None);
     let bench = bench.with_new_index().await;
     reconcile::walk(&bench.b, |_| {}).await.unwrap();
