@@ -27,6 +27,7 @@ use crate::{
         oidc::{Issuers, Pace},
     },
     config::{self, Ceiling, Config, IndexUrl, StorageUrl, TlsVersion},
+    delivery::{Deliverer, Endpoints, UnusableEndpoint},
     epoch::{Leases, Standing, Timing},
     error::Error,
     index::{
@@ -50,7 +51,7 @@ use crate::{
         metered::MeteredStore,
         s3::{S3, S3Options, signed_url_client},
     },
-    telemetry::Metrics,
+    telemetry::{EventMetrics, Metrics},
     worker,
 };
 
@@ -113,6 +114,9 @@ pub enum StartError {
     /// The private key of a CDN can't be used.
     #[error("redirect.cdn.private_key: {0}")]
     Cdn(#[from] UnfitKey),
+    /// An endpoint of events can't be used.
+    #[error(transparent)]
+    Endpoint(#[from] UnusableEndpoint),
     /// An address can't be listened on.
     #[error("can't listen on {address}: {source}")]
     Listen {
@@ -136,6 +140,7 @@ pub struct App {
     pub registry: Arc<Registry>,
     roster: Arc<Roster>,
     access: Access,
+    deliverer: Arc<Deliverer>,
     reload: Option<Reload>,
     config: Config,
     tls: Option<Tls>,
@@ -151,6 +156,7 @@ impl App {
     pub async fn open(config: Config, other: OtherIndex) -> Result<Self, StartError> {
         access::check(&config).map_err(StartError::Access)?;
         let tls = open_tls(&config)?;
+        let endpoints = Endpoints::open(&config)?;
         let metrics = Metrics::new(env!("CARGO_PKG_VERSION"));
         let store = Arc::new(MeteredStore::new(open_store(&config, Use::Serve).await?, &metrics.store));
         let index = Arc::new(MeteredConnect::new(open_index(&config)?, &metrics.index));
@@ -165,10 +171,13 @@ impl App {
         roster.govern(&access.authority);
         // Nobody is refused for want of a rule that was made before this start.
         roster.current().await?;
-        Ok(Self { registry, roster, access, reload: None, config, tls, metrics, readiness: Readiness::new() })
+        let (authority, events) = (Arc::clone(&access.authority), metrics.events.clone());
+        let deliverer = Deliverer::new(Arc::clone(&registry), authority, events, endpoints);
+        let readiness = Readiness::new();
+        Ok(Self { registry, roster, access, deliverer, reload: None, config, tls, metrics, readiness })
     }
 
-    /// The same, going by what `reload` finds as it changes, as far as it is about access.
+    /// The same, going by what `reload` finds as it changes, as far as it is about access and events.
     pub fn reloading(self, reload: Reload) -> Self {
         Self { reload: Some(reload), ..self }
     }
@@ -202,10 +211,11 @@ impl App {
             tokio::spawn(reconcile_all(Arc::clone(&self.registry))),
             tokio::spawn(watch(Arc::clone(&self.registry), self.readiness.clone(), Arc::clone(&self.metrics))),
             tokio::spawn(keep_up(Arc::clone(&self.roster))),
+            tokio::spawn(Arc::clone(&self.deliverer).run()),
         ];
         background.extend(self.tls.clone().map(|tls| tokio::spawn(tls.follow_files())));
         if let Some(reload) = self.reload.clone() {
-            background.push(tokio::spawn(self.access.clone().keep_up(reload)));
+            background.push(tokio::spawn(self.access.clone().keep_up(reload, Arc::clone(&self.deliverer))));
         }
         self.readiness.started();
         let limits = &self.config.limits;
@@ -227,7 +237,7 @@ impl App {
         let is_loopback = self.config.admin.listen.ip().to_canonical().is_loopback();
         let trust = if is_loopback { Trust::Machine } else { Trust::Nobody };
         let (roster, authority) = (Arc::clone(&self.roster), Arc::clone(&self.access.authority));
-        Arc::new(AdminApi { roster, authority, trust })
+        Arc::new(AdminApi { roster, authority, deliverer: Arc::clone(&self.deliverer), trust })
     }
 
     /// Whom the configuration believes on who a client is.
@@ -255,9 +265,14 @@ impl App {
 pub async fn open_admin_api(config: &Config) -> Result<AdminApi, StartError> {
     let (store, index) = (open_store(config, Use::Serve).await?, open_index(config)?);
     let registry = Registry::open(store, index, options(config), OtherIndex::Refuse).await?;
-    let (roster, authority) = (Roster::new(registry), Authority::of_rules(AccessRules::configured(&config.auth))?);
+    let authority = Authority::of_rules(AccessRules::configured(&config.auth))?;
+    let roster = Roster::new(Arc::clone(&registry));
+    // A sample is signed by the keys that its receiver knows.
+    let signs = config.events.endpoints.values().any(|endpoint| endpoint.bearer);
+    let speaker = if signs { Access::open(config, Vec::new())?.authority } else { Arc::clone(&authority) };
     roster.govern(&authority);
-    Ok(AdminApi { roster: Arc::new(roster), authority, trust: Trust::Nobody })
+    let deliverer = Deliverer::new(registry, speaker, EventMetrics::default(), Endpoints::open(config)?);
+    Ok(AdminApi { roster: Arc::new(roster), authority, deliverer, trust: Trust::Nobody })
 }
 
 /// The configured index, and the bucket that it is to be made the own one of.

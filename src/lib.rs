@@ -10,6 +10,7 @@ mod bucket;
 pub mod cli;
 pub mod collect;
 pub mod config;
+pub mod delivery;
 pub mod epoch;
 pub mod error;
 pub mod event;

@@ -8,6 +8,7 @@ mod config;
 mod configure_docker;
 pub mod credential;
 mod desk;
+mod events;
 mod gc;
 mod health;
 mod index;
@@ -47,6 +48,7 @@ Examples:
                                               a service account, and its key
   berth access explain --as ci --repository team/app --action push
                                               what it may do, and the rule that says so
+  berth events test ci                        send an endpoint a sample, and see what comes back
   berth index rebuild                         fill a new index from the bucket
   berth index verify                          compare the index with the bucket
   berth storage check                         try whether the store is what Berth needs
@@ -91,6 +93,9 @@ enum Command {
     /// See what somebody may do, and which rule says so.
     #[command(subcommand)]
     Access(access::Command),
+    /// See what is told to endpoints, and what could not be.
+    #[command(subcommand)]
+    Events(events::Command),
     /// See, make and change the keys that sign tokens.
     #[command(subcommand)]
     Keys(keys::Command),
@@ -223,6 +228,7 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Account(command) => account::run(&command, args),
         Command::Rule(command) => rule::run(&command, args),
         Command::Access(command) => access::run(&command, args),
+        Command::Events(command) => events::run(&command, args),
         Command::Keys(command) => keys::run(&command, || load(args)),
         Command::Index(command) => index::run(command, &load(args)?),
         Command::Storage(command) => storage::run(&command, &load(args)?),

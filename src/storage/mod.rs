@@ -41,6 +41,17 @@ impl StoreTime {
             .map_or_else(|| format!("{} ms", self.0), |at| at.to_rfc3339_opts(chrono::SecondsFormat::Secs, true))
     }
 
+    /// The same to the millisecond, for what happens often.
+    pub fn rfc3339_millis(self) -> String {
+        chrono::DateTime::from_timestamp_millis(self.0 as i64)
+            .map_or_else(|| format!("{} ms", self.0), |at| at.to_rfc3339_opts(chrono::SecondsFormat::Millis, true))
+    }
+
+    /// Reads a time as HTTP has it in headers; `None` for anything else.
+    pub fn from_http(text: &str) -> Option<Self> {
+        chrono::DateTime::parse_from_rfc2822(text).ok()?.timestamp_millis().try_into().ok().map(Self)
+    }
+
     /// Reads a time by RFC 3339; `None` for anything else, and for a time before 1970.
     pub fn from_rfc3339(text: &str) -> Option<Self> {
         let at = chrono::DateTime::parse_from_rfc3339(text).ok()?;
