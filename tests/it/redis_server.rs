@@ -11,7 +11,7 @@ use std::{
 use tempfile::TempDir;
 use tokio::net::TcpStream;
 
-/// A running (or stopped) server. It keeps nothing: after a restart it is empty.
+/// A running (or stopped) server. It keeps nothing, unless its arguments say so: after a restart it is empty.
 #[derive(Debug)]
 pub(crate) struct RedisServer {
     port: u16,
@@ -60,7 +60,7 @@ impl RedisServer {
         }
     }
 
-    /// Starts the server on the same port, empty, after stopping it if it runs.
+    /// Starts the server on the same port, with no more than it kept, after stopping it if it runs.
     pub(crate) async fn restart(&mut self) {
         self.stop();
         let program = std::env::var("BERTH_TEST_REDIS_SERVER").unwrap_or_else(|_| "redis-server".to_owned());
@@ -77,6 +77,13 @@ impl RedisServer {
             assert!(ended.is_none(), "redis-server ended: {ended:?}");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
+    }
+
+    /// Starts the server on the same port, empty whatever it kept, after stopping it if it runs.
+    pub(crate) async fn restart_empty(&mut self) {
+        self.stop();
+        self.directory = TempDir::new().unwrap();
+        self.restart().await;
     }
 
     /// Stops the process without closing its connections (SIGSTOP), as a stalled host does; or lets it go on.
