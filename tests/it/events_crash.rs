@@ -170,6 +170,12 @@ struct Fleet {
 }
 
 impl Fleet {
+    /// Nothing was asked of these replicas yet.
+    fn of(replicas: Vec<Client>) -> Self {
+        let (pushes, failed) = (AtomicU64::new(0), AtomicU64::new(0));
+        Self { replicas, is_over: AtomicBool::new(false), pushes, acknowledged: Mutex::default(), failed }
+    }
+
     fn acknowledge(&self, repository: &str, line: String, is_of_tag: bool) {
         let change = Change { line, is_of_tag };
         self.acknowledged.lock().unwrap().entry(repository.to_owned()).or_default().push(change);
@@ -358,33 +364,32 @@ impl World {
                 starting.map(|replica| replica.join().unwrap()).into()
             })
         });
-        let fleet = Arc::new(Fleet {
-            replicas: replicas.iter().map(Berth::client).collect(),
-            is_over: AtomicBool::new(false),
-            pushes: AtomicU64::new(0),
-            acknowledged: Mutex::default(),
-            failed: AtomicU64::new(0),
-        });
+        let fleet = Arc::new(Fleet::of(replicas.iter().map(Berth::client).collect()));
         let pusher = |name| Pusher { fleet: Arc::clone(&fleet), name, turn: 0, images: BTreeMap::new() };
         let pushers = (0..CLIENTS).map(|name| (pusher(name), 0)).collect();
         Self { replicas, redis, _bucket: bucket, endpoint, fleet, pushers, blows: 0 }
     }
 
-    /// Pushes as many images at least, and deals all of these blows at least once, again and again; then waits until
-    /// all that was acknowledged, or all of tags, is delivered, and looks at the order.
+    /// Pushes as many images at least, while these blows are dealt in turn; then waits until all that was acknowledged,
+    /// or all of tags, is delivered, and looks at the order.
     async fn storm(mut self, blows: &[Blow], only_tags: bool) -> Self {
-        let (began, pushes) = (Instant::now(), setting() + self.fleet.pushes.load(Relaxed));
+        let (began, before) = (Instant::now(), self.fleet.pushes.load(Relaxed));
         self.fleet.is_over.store(false, Relaxed);
         let swinging = Arc::<AtomicBool>::default();
         let heard = Arc::clone(&self.endpoint.heard);
         let endpoint: JoinHandle<Endpoint> = tokio::spawn(self.endpoint.swing(Arc::clone(&swinging)));
         let mut clients: JoinSet<_> = self.pushers.drain(..).map(|(pusher, number)| pusher.run(number)).collect();
-        let mut struck = 0;
-        while struck < blows.len() || self.fleet.pushes.load(Relaxed) < pushes {
-            let blow = blows[struck % blows.len()];
+        // Of many pushes, a thousand bear each blow once.
+        let strikes = blows.len() * usize::try_from(setting().div_ceil(1000)).unwrap();
+        for strike_number in 1..=strikes {
+            let blow = blows[self.blows % blows.len()];
             strike(blow, &mut self.replicas, &mut self.redis, &self.fleet, &heard, self.blows).await;
-            (struck, self.blows) = (struck + 1, self.blows + 1);
-            tokio::time::sleep(Duration::from_millis(700)).await;
+            self.blows += 1;
+            let until = before + setting() * strike_number as u64 / strikes as u64;
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            while self.fleet.pushes.load(Relaxed) < until {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
         }
         self.fleet.is_over.store(true, Relaxed);
         while let Some(pusher) = clients.join_next().await {
@@ -393,7 +398,8 @@ impl World {
         swinging.store(true, Relaxed);
         let pushed = began.elapsed();
         self.endpoint = endpoint.await.unwrap();
-        println!("{} pushes and {struck} of {blows:?} took {pushed:?}", self.fleet.pushes.load(Relaxed));
+        let pushes = self.fleet.pushes.load(Relaxed) - before;
+        println!("{pushes} pushes and {strikes} of {blows:?} took {pushed:?}");
         let world = self.settled(only_tags).await;
         world.report(began.elapsed() - pushed);
         assert_eq!(world.fleet.overtaken(&heard), Vec::<String>::new());
@@ -501,6 +507,22 @@ fn is_ready(replica: &Berth) -> bool {
 fn is_quiet(replica: &Berth) -> bool {
     let metrics = get(replica.admin(), "/metrics").unwrap_or_default();
     is_ready(replica) && metrics.contains("berth_events_pending{endpoint=\"ci\"} 0\n")
+}
+
+#[test]
+fn what_is_lost_or_comes_too_late_is_seen() {
+    let fleet = Fleet::of(Vec::new());
+    for name in ["a", "b", "c"] {
+        fleet.acknowledge("one", format!("push one {name}"), true);
+    }
+    fleet.acknowledge("two", "push two a".to_owned(), true);
+    let heard = Heard::default();
+    for line in ["push two a", "push one c", "push one a", "push one c"] {
+        heard.taken.lock().unwrap().push((String::new(), line.to_owned()));
+    }
+    let missing: Vec<String> = fleet.missing(&heard).into_iter().map(|change| change.line).collect();
+    assert_eq!(missing, ["push one b"]);
+    assert_eq!(fleet.overtaken(&heard), ["push one a came after push one c"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
