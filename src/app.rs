@@ -32,7 +32,7 @@ use crate::{
         Connect, IndexError,
         embedded::Embedded,
         metered::MeteredConnect,
-        redis::{Redis, Tls as IndexTls},
+        redis::{Login, Redis, Tls as IndexTls},
     },
     inspect::Inspector,
     reconcile,
@@ -355,7 +355,13 @@ async fn open_store(config: &Config, purpose: Use) -> Result<Arc<dyn Store>, Sta
 fn open_index(config: &Config) -> Result<Arc<dyn Connect>, StartError> {
     if let IndexUrl::Redis(url) = &*config.index.url {
         let tls = if url.is_tls() { Some(index_tls(&config.index)?) } else { None };
-        return Ok(Arc::new(Redis::with_tls(url.reveal(), &config.index.namespace.to_string(), tls)?));
+        let config::Sentinel { user, password } = &config.index.sentinel;
+        let for_sentinels = Login {
+            user: user.as_ref().map(ToString::to_string),
+            password: password.as_ref().map(|password| password.reveal().to_owned()),
+        };
+        let namespace = config.index.namespace.to_string();
+        return Ok(Arc::new(Redis::with(url, &namespace, tls.as_ref(), &for_sentinels)?));
     }
     let directory = config.index_directory().unwrap_or_default();
     Ok(Arc::new(Embedded::open(&absolute(&directory), config.storage.sync)?))

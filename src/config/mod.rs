@@ -8,6 +8,7 @@ mod address;
 mod error;
 mod layout;
 mod pattern;
+mod redis_url;
 mod reference;
 mod rules;
 mod source;
@@ -24,15 +25,16 @@ use std::{
 };
 
 pub use address::{
-    CorsOrigin, IndexUrl, IssuerUrl, KeyPlace, Listen, Namespace, ProxyUrl, Realm, RedisUrl, Site, StorageUrl, UrlStart,
+    CorsOrigin, IndexUrl, IssuerUrl, KeyPlace, Listen, Namespace, ProxyUrl, Realm, Site, StorageUrl, UrlStart,
 };
 pub use error::{ConfigError, Origin};
 pub use pattern::{AgentPattern, ClaimPattern, RepositoryPattern, TagPattern};
+pub use redis_url::{RedisLayout, RedisUrl};
 pub use reference::reference;
 pub use text::{FilePath, Keys, MASK, PrivateKey, Secret, StorageClass, Text, Word, Written};
 pub use tree::{
     Admin, Anonymous, Auth, Cdn, CdnKind, Config, Index, Limits, Log, LogFormat, Oidc, Proxy, Redirect, Role, Rule, S3,
-    S3Checksum, S3Encryption, Server, Storage, Tags, Tls, TlsVersion, Token, TokenIssuer,
+    S3Checksum, S3Encryption, Sentinel, Server, Storage, Tags, Tls, TlsVersion, Token, TokenIssuer,
 };
 pub use units::{Ceiling, LogFilter, Size};
 pub use who::{Member, Who};

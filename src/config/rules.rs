@@ -6,6 +6,7 @@ use super::{
     Sources,
     address::{IndexUrl, Listen, StorageUrl},
     error::ConfigError,
+    redis_url::RedisLayout,
     text::Written,
     tree::{Anonymous, Config, S3, S3Encryption, TlsVersion},
     units::Size,
@@ -174,7 +175,27 @@ fn check_index(config: &Config, sources: &Sources) -> Result<(), ConfigError> {
         let found = format!("found \"{}\" with an index.margin of \"{}\"", index.write_deadline, index.margin);
         return refuse(sources, "index.write_deadline", found, "want more than twice index.margin");
     }
+    check_sentinel(config, sources)?;
     check_index_tls(config, sources)
+}
+
+fn check_sentinel(config: &Config, sources: &Sources) -> Result<(), ConfigError> {
+    let (url, sentinel) = (&config.index.url, &config.index.sentinel);
+    let (user, password) = (sentinel.user.is_some(), sentinel.password.is_some());
+    let has_sentinels = matches!(&**url, IndexUrl::Redis(url) if matches!(url.layout(), RedisLayout::Sentinel { .. }));
+    let given = [("user", user), ("password", password)].into_iter().find(|(_, is_set)| *is_set);
+    match given {
+        Some((name, _)) if !has_sentinels => {
+            let found = format!("found while index.url is \"{url}\"");
+            let want = "want a redis-sentinel:// URL in index.url, or nothing in [index.sentinel]";
+            refuse(sources, &format!("index.sentinel.{name}"), found, want)
+        }
+        _ if user && !password => {
+            let found = "found without index.sentinel.password".to_owned();
+            refuse(sources, "index.sentinel.user", found, "want index.sentinel.password with it")
+        }
+        _ => Ok(()),
+    }
 }
 
 fn check_index_tls(config: &Config, sources: &Sources) -> Result<(), ConfigError> {
@@ -183,7 +204,7 @@ fn check_index_tls(config: &Config, sources: &Sources) -> Result<(), ConfigError
     let files = [("ca", &index.ca), ("certificate", &index.certificate), ("key", &index.key)];
     if let Some((name, _)) = files.iter().find(|(_, file)| file.is_some() && !is_tls) {
         let found = format!("found while index.url is \"{}\"", index.url);
-        return refuse(sources, &format!("index.{name}"), found, "want a rediss:// URL in index.url, or not this");
+        return refuse(sources, &format!("index.{name}"), found, "want a rediss URL in index.url, or not this");
     }
     let (given, missing) = match (&index.certificate, &index.key) {
         (Some(_), None) => ("certificate", "key"),

@@ -247,20 +247,23 @@ pub enum CdnKind {
 pub struct Index {
     /// Where the index is: `embedded` is a database in `.index` in the directory of a `file:` bucket,
     /// `embedded:PATH` one in a directory of its own, for a single replica; several replicas share a
-    /// `redis://` server, or a `rediss://` one by TLS. A URL with a password is best read from a file.
+    /// `redis://` server, the master that Sentinels name (`redis-sentinel://`), or a cluster (`redis-cluster://`);
+    /// each with `rediss` by TLS. A URL with a password is best read from a file.
     #[schemars(extend("x-secret" = true))]
     pub url: Text<IndexUrl>,
     /// What each key in Redis begins with. Registries that share a server have one each.
     pub namespace: Text<Namespace>,
-    /// The file of certificates, in PEM, that vouch for a `rediss://` server. Where it is not set, the system's do.
+    /// The file of certificates, in PEM, that vouch for the servers of a `rediss` URL. Where it is not set, the system's do.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ca: Option<Text<PathBuf>>,
-    /// The file with the certificate, in PEM, by which Berth says to a `rediss://` server who it is.
+    /// The file with the certificate, in PEM, by which Berth says to the servers of a `rediss` URL who it is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub certificate: Option<Text<PathBuf>>,
     /// The file with the certificate's private key, in PEM. It goes with `index.certificate`: both or neither.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub key: Option<Text<PathBuf>>,
+    /// Who Berth is to Sentinels. Only for a `redis-sentinel://` URL.
+    pub sentinel: Sentinel,
     /// For how long a replica believes the index without looking again at the bucket.
     pub lease: Text<Duration>,
     /// How long a write to the bucket may take before it no longer counts. More than twice `index.margin`.
@@ -268,6 +271,19 @@ pub struct Index {
     /// How far the store's clock may be off, and how long a small object that it received may take to become
     /// visible.
     pub margin: Text<Duration>,
+}
+
+/// `[index.sentinel]`
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Sentinel {
+    /// The user that logs in to the Sentinels, where it is not `default`. The one in `index.url` logs in to Redis.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user: Option<Text<Word>>,
+    /// The password for the Sentinels. Where it is not set they ask for none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-secret" = true))]
+    pub password: Option<Text<Secret>>,
 }
 
 /// `[tls]`
@@ -616,6 +632,7 @@ impl Default for Index {
             ca: None,
             certificate: None,
             key: None,
+            sentinel: Sentinel::default(),
             lease: seconds(5),
             write_deadline: seconds(10),
             margin: seconds(3),

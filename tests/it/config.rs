@@ -336,12 +336,12 @@ fn each_mistake_is_one_line() {
         (
             "",
             &[("BERTH_INDEX__URL", "redisss://u:pass@h")],
-            "index.url (BERTH_INDEX__URL): found ***; want \"embedded\", \"embedded:PATH\" or \"redis://[USER:PASSWORD@]HOST:PORT/DATABASE\" (rediss:// with TLS)",
+            "index.url (BERTH_INDEX__URL): found ***; want \"embedded\", \"embedded:PATH\", \"redis://[USER:PASSWORD@]HOST:PORT/DATABASE\", \"redis-sentinel://[USER:PASSWORD@]HOST:PORT,HOST:PORT/SERVICE/DATABASE\" or \"redis-cluster://[USER:PASSWORD@]HOST:PORT,HOST:PORT\" (rediss://, rediss-sentinel://, rediss-cluster:// with TLS)",
         ),
         (
             "",
             &[("BERTH_INDEX__URL", "redis://h"), ("BERTH_INDEX__CA", "/ca.pem")],
-            "index.ca (BERTH_INDEX__CA): found while index.url is \"redis://h\"; want a rediss:// URL in index.url, or not this",
+            "index.ca (BERTH_INDEX__CA): found while index.url is \"redis://h\"; want a rediss URL in index.url, or not this",
         ),
         (
             "",
@@ -474,7 +474,7 @@ fn a_secret_comes_from_a_file_without_its_line_break() {
 fn secrets_are_shown_nowhere() {
     let loaded = load(SECRETS, &[]).unwrap();
     let IndexUrl::Redis(url) = &*loaded.config.index.url else { panic!("{loaded:?}") };
-    assert_eq!(url.reveal(), "redis://user:hunter3@redis:6379/0");
+    assert_eq!(url.reveal_servers(), ["redis://user:hunter3@redis:6379/0"]);
     for shown in [format!("{loaded:?}"), loaded.render(), toml::to_string(&loaded.config).unwrap()] {
         assert!(!shown.contains("hunter"), "{shown}");
         assert!(shown.contains("***"), "{shown}");

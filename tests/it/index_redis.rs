@@ -3,9 +3,12 @@
 
 use std::{fs, path::Path, sync::Arc};
 
-use berth::index::{
-    Ask, Batch, Check, Connect, Fact, Index, IndexError, Outcome, Shard, Write,
-    redis::{Redis, Tls},
+use berth::{
+    config::RedisUrl,
+    index::{
+        Ask, Batch, Check, Connect, Fact, Index, IndexError, Outcome, Shard, Write,
+        redis::{Login, Redis, Tls},
+    },
 };
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use tempfile::TempDir;
@@ -16,7 +19,10 @@ use crate::{
 };
 
 /// What a user may do that Berth logs in as, as docs/redis.md has it.
-const RIGHTS: &str = "resetkeys ~berth:* resetchannels &berth:* -@all +info +select +script|load +evalsha +multi +exec +hget +hset +hdel +hincrby +zadd +zrem +zrange +exists +publish +subscribe";
+pub(crate) const RIGHTS: &str = "resetkeys ~berth:* resetchannels &berth:* -@all +info +select +script|load +evalsha +multi +exec +hget +hset +hdel +hincrby +zadd +zrem +zrange +exists +publish +subscribe";
+
+/// What it needs beside these in a cluster.
+pub(crate) const CLUSTER_RIGHTS: &str = "+cluster|slots +asking";
 
 /// The options of a server that knows this user.
 fn with_user() -> Vec<&'static str> {
@@ -95,12 +101,17 @@ async fn a_user_of_one_namespace_reaches_no_other() {
 }
 
 /// A certificate authority, and what it signed for the server and for one client.
-struct Authority {
+pub(crate) struct Authority {
     directory: TempDir,
 }
 
 impl Authority {
     fn new() -> Self {
+        Self::of("127.0.0.1")
+    }
+
+    /// For servers that are reached by this name or address.
+    pub(crate) fn of(host: &str) -> Self {
         let directory = TempDir::new().unwrap();
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.distinguished_name.push(DnType::CommonName, "an authority");
@@ -109,7 +120,7 @@ impl Authority {
         fs::write(directory.path().join("ca.pem"), issuer.pem()).unwrap();
         for name in ["server", "client"] {
             let key = KeyPair::generate().unwrap();
-            let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
+            let names = vec!["localhost".to_owned(), host.to_owned()];
             let certificate = CertificateParams::new(names).unwrap().signed_by(&key, &issuer).unwrap();
             fs::write(directory.path().join(format!("{name}.pem")), certificate.pem()).unwrap();
             fs::write(directory.path().join(format!("{name}-key.pem")), key.serialize_pem()).unwrap();
@@ -117,7 +128,7 @@ impl Authority {
         Self { directory }
     }
 
-    fn path(&self, name: &str) -> String {
+    pub(crate) fn path(&self, name: &str) -> String {
         self.directory.path().join(name).display().to_string()
     }
 
@@ -146,8 +157,8 @@ async fn a_connection_by_tls_is_checked_on_both_sides() {
     let (authority, stranger) = (Authority::new(), Authority::new());
     let (_server, port) = with_tls(&authority).await;
     let connect = async |ca: Option<Vec<u8>>, own| {
-        let redis = Redis::with_tls(&format!("rediss://localhost:{port}/"), "berth:", Some(Tls { ca, own })).unwrap();
-        redis.connect().await
+        let url = RedisUrl::parse(&format!("rediss://localhost:{port}/")).unwrap();
+        Redis::with(&url, "berth:", Some(&Tls { ca, own }), &Login::default()).unwrap().connect().await
     };
     works(&connect(Some(authority.read("ca.pem")), authority.own()).await.unwrap()).await;
     for (what, ca, own) in [

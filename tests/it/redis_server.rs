@@ -4,6 +4,7 @@
 
 use std::{
     net::TcpListener,
+    path::Path,
     process::{Child, Command, Stdio},
     time::Duration,
 };
@@ -14,7 +15,10 @@ use tokio::net::TcpStream;
 /// A running (or stopped) server. It keeps nothing: after a restart it is empty.
 #[derive(Debug)]
 pub(crate) struct RedisServer {
+    host: String,
     port: u16,
+    /// What comes before all else.
+    first: Vec<String>,
     arguments: Vec<String>,
     directory: TempDir,
     child: Option<Child>,
@@ -28,15 +32,42 @@ pub(crate) async fn start() -> RedisServer {
 /// Starts a server with further arguments, for instance `["--maxmemory-policy", "allkeys-lru"]`.
 pub(crate) async fn start_with(arguments: &[&str]) -> RedisServer {
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let arguments = arguments.iter().map(ToString::to_string).collect();
-    let mut server = RedisServer { port, arguments, directory: TempDir::new().unwrap(), child: None };
+    let mut server = RedisServer::stopped("127.0.0.1", port, arguments);
     server.restart().await;
     server
 }
 
 impl RedisServer {
+    /// One that is not started yet.
+    pub(crate) fn stopped(host: &str, port: u16, arguments: &[&str]) -> Self {
+        let arguments = arguments.iter().map(ToString::to_string).collect();
+        let (host, first, directory) = (host.to_owned(), Vec::new(), TempDir::new().unwrap());
+        Self { host, port, first, arguments, directory, child: None }
+    }
+
+    /// The same as a Sentinel, with a configuration that it also writes.
+    pub(crate) fn as_sentinel(mut self, config: &Path) -> Self {
+        self.first = vec![config.display().to_string(), "--sentinel".to_owned()];
+        self
+    }
+
     pub(crate) fn url(&self) -> String {
-        format!("redis://127.0.0.1:{}/", self.port)
+        format!("redis://{}:{}/", self.host, self.port)
+    }
+
+    /// With further arguments.
+    pub(crate) fn with(mut self, arguments: &[String]) -> Self {
+        self.arguments.extend_from_slice(arguments);
+        self
+    }
+
+    pub(crate) fn host(&self) -> &str {
+        &self.host
+    }
+
+    /// Where it runs, and keeps what it keeps.
+    pub(crate) fn directory(&self) -> &Path {
+        self.directory.path()
     }
 
     /// A connection of an operator's, who may do anything.
@@ -65,14 +96,15 @@ impl RedisServer {
         self.stop();
         let program = std::env::var("BERTH_TEST_REDIS_SERVER").unwrap_or_else(|_| "redis-server".to_owned());
         let child = Command::new(program)
-            .args(["--port", &self.port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"])
+            .args(&self.first)
+            .args(["--port", &self.port.to_string(), "--bind", &self.host, "--save", "", "--appendonly", "no"])
             .args(&self.arguments)
             .current_dir(self.directory.path())
             .stdout(Stdio::null())
             .spawn()
             .expect("redis-server is needed: apt-get install redis-server");
         self.child = Some(child);
-        while TcpStream::connect(("127.0.0.1", self.port)).await.is_err() {
+        while TcpStream::connect((&*self.host, self.port)).await.is_err() {
             let ended = self.child.as_mut().and_then(|child| child.try_wait().unwrap());
             assert!(ended.is_none(), "redis-server ended: {ended:?}");
             tokio::time::sleep(Duration::from_millis(5)).await;

@@ -31,6 +31,7 @@ use futures_util::TryStreamExt;
 use ulid::Ulid;
 
 use crate::{
+    redis_fleet::{Cluster, Sentinels},
     redis_server, s3_server, storage,
     wrappers::{Clock, Probe, WatchedConnect, WatchedStore},
 };
@@ -69,14 +70,22 @@ pub(crate) struct Bench {
     _held: Vec<Box<dyn Any + Send + Sync>>,
 }
 
-/// What the tests of the rules run over, where they don't say it themselves: `redis+s3` or `embedded+s3` in this
-/// variable, else a directory with its embedded index.
+/// What the tests of the rules run over, where they don't say it themselves: `redis+s3`, `sentinel+s3`,
+/// `cluster+s3` or `embedded+s3` in this variable, else a directory with its embedded index.
 const OVER: &str = "BERTH_TEST_OVER";
 
 /// Over an embedded index and a local directory, or what [`OVER`] says.
 pub(crate) async fn local(options: Options) -> Bench {
     match std::env::var(OVER).as_deref() {
         Ok("redis+s3") => remote(options).await,
+        Ok("sentinel+s3") => {
+            let fleet = Sentinels::start().await;
+            shared(&fleet.url(), Box::new(fleet), options).await
+        }
+        Ok("cluster+s3") => {
+            let fleet = Cluster::start().await;
+            shared(&fleet.url(), Box::new(fleet), options).await
+        }
         Ok("embedded+s3") => alone(options).await,
         Ok(other) => panic!("{OVER}: {other}"),
         Err(_) => in_directory(options).await,
@@ -98,9 +107,15 @@ pub(crate) async fn local_with(options: Options, wrap: impl FnOnce(Arc<dyn Conne
 
 /// Over Redis and S3.
 pub(crate) async fn remote(options: Options) -> Bench {
-    let (redis, bucket) = (redis_server::start().await, s3_server::start().await);
-    let mut bench = over(&redis, &bucket, options).await;
-    bench._held = vec![Box::new(redis), Box::new(bucket)];
+    let redis = redis_server::start().await;
+    shared(&redis.url(), Box::new(redis), options).await
+}
+
+/// Over the Redis at `url`, which is kept as long as the bench, and S3.
+async fn shared(url: &str, redis: Box<dyn Any + Send + Sync>, options: Options) -> Bench {
+    let bucket = s3_server::start().await;
+    let mut bench = over_url(url, &bucket, options).await;
+    bench._held = vec![redis, Box::new(bucket)];
     bench
 }
 
@@ -114,8 +129,13 @@ pub(crate) async fn alone(options: Options) -> Bench {
 
 /// Over a Redis and a bucket that the test keeps.
 pub(crate) async fn over(redis: &redis_server::RedisServer, bucket: &s3_server::S3Server, options: Options) -> Bench {
+    over_url(&redis.url(), bucket, options).await
+}
+
+/// The same, for one or several servers.
+pub(crate) async fn over_url(redis: &str, bucket: &s3_server::S3Server, options: Options) -> Bench {
     let store: Arc<dyn Store> = Arc::new(S3::open(storage::options(bucket)).await.unwrap());
-    let connect = Arc::new(Redis::new(&redis.url(), "berth").unwrap());
+    let connect = Arc::new(Redis::new(redis, "berth").unwrap());
     Bench::open(store, connect, 5 << 20, options, Vec::new()).await
 }
 

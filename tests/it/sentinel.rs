@@ -1,0 +1,230 @@
+//! Redis behind Sentinels: who is asked, who is believed, and what is seen of a fail-over.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use berth::index::{Ask, Batch, Connect, Fact, Index, IndexError, Shard, Write, redis::Redis};
+use redis::cmd;
+
+use crate::{
+    berth::{Setup, own_address},
+    index_redis::Authority,
+    redis_fleet::{SERVICE, Sentinels, role, sentinel, until},
+    redis_server::{self, RedisServer},
+    rules_bench as bench, rules_suspect, s3_server,
+};
+
+fn put(value: &'static str) -> Batch {
+    Batch { writes: vec![Write::Put(Fact::new("group", "member"), value.into())], ..Batch::default() }
+}
+
+async fn get(index: &Arc<dyn Index>) -> Result<Option<bytes::Bytes>, IndexError> {
+    let asks = [Ask::Value(Fact::new("group", "member"))];
+    index.get(Shard(7), &asks).await.map(|mut answers| answers.remove(0))
+}
+
+/// Connects as soon as there is a master.
+async fn connected(redis: &Redis) -> Arc<dyn Index> {
+    loop {
+        match redis.connect().await {
+            Ok(index) => return index,
+            Err(error) => assert!(matches!(error, IndexError::Unreachable(_)), "{error:?}"),
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test]
+async fn another_master_is_found_after_each_failover() {
+    let mut fleet = Sentinels::start().await;
+    let redis = Redis::new(&fleet.url(), "berth").unwrap();
+    let mut master = 0;
+    let mut identities = Vec::new();
+    for round in 0..2 {
+        let index = connected(&redis).await;
+        identities.push(index.identity().await.unwrap());
+        index.commit(Shard(7), put("x")).await.unwrap();
+        let started = Instant::now();
+        fleet.servers[master].stop();
+        assert!(matches!(get(&index).await, Err(IndexError::Unreachable(_))));
+        assert!(index.commit(Shard(7), put("y")).await.is_err());
+        let next = connected(&redis).await;
+        println!("fail-over {round}: another master after {:?}", started.elapsed());
+        next.commit(Shard(7), put("z")).await.unwrap();
+        let promoted = fleet.promoted(master).await;
+        assert_ne!(promoted, master);
+        // The old one comes back, and is told to follow.
+        fleet.servers[master].restart().await;
+        until(async || role(&fleet.servers[master]).await == "slave").await;
+        assert_eq!(get(&next).await.unwrap(), Some("z".into()));
+        master = promoted;
+    }
+    identities.push(connected(&redis).await.identity().await.unwrap());
+    identities.sort();
+    identities.dedup();
+    assert_eq!(identities.len(), 3, "each is another index");
+}
+
+/// What a master becomes that was cut off while another one took its place.
+#[tokio::test]
+async fn a_master_that_is_demoted_ends_the_connection() {
+    let (master, other) = (redis_server::start().await, redis_server::start().await);
+    let watcher = watcher(master.port()).await;
+    let redis = Redis::new(&format!("redis-sentinel://{}:7100/{SERVICE}", watcher.host()), "berth").unwrap();
+    let index = redis.connect().await.unwrap();
+    index.commit(Shard(7), put("x")).await.unwrap();
+    let mut operator = master.operator().await;
+    let port = other.port();
+    cmd("REPLICAOF").arg("127.0.0.1").arg(port).exec_async(&mut operator).await.unwrap();
+    // A batch that it refuses was not made; and nothing else is asked of it.
+    let refused = index.commit(Shard(7), put("y")).await;
+    assert!(matches!(&refused, Err(IndexError::Unreachable(why)) if why.contains("ReadOnly")), "{refused:?}");
+    assert!(matches!(get(&index).await, Err(IndexError::Unreachable(_))));
+    assert!(index.identity().await.is_err());
+    // The Sentinel hasn't noticed, or doesn't mind: whom it names must be a master.
+    let stale = redis.connect().await;
+    let is_no_master = |why: &str| why.contains("the server is a slave, and there is no other master yet");
+    assert!(matches!(&stale, Err(IndexError::Unreachable(why)) if is_no_master(why)), "{stale:?}");
+}
+
+/// A Sentinel that watches over the server at this port of the loopback address, and will never replace it.
+async fn watcher(master: u16) -> RedisServer {
+    let host = own_address().to_string();
+    let calm = [format!("sentinel down-after-milliseconds {SERVICE} 600000")];
+    let mut watcher = sentinel(&host, 7100, ("127.0.0.1", master), &calm);
+    watcher.restart().await;
+    watcher
+}
+
+#[tokio::test]
+async fn a_sentinel_that_is_behind_is_outvoted() {
+    let (right, wrong) = (redis_server::start().await, redis_server::start().await);
+    let (honest, also, mut liar) =
+        (watcher(right.port()).await, watcher(right.port()).await, watcher(wrong.port()).await);
+    let url = |sentinels: &[&RedisServer]| {
+        let hosts: Vec<String> = sentinels.iter().map(|sentinel| format!("{}:7100", sentinel.host())).collect();
+        format!("redis-sentinel://{}/{SERVICE}", hosts.join(","))
+    };
+    let connect = async |sentinels: &[&RedisServer]| Redis::new(&url(sentinels), "berth").unwrap().connect().await;
+    let by_itself = Redis::new(&right.url(), "berth").unwrap().connect().await.unwrap().identity().await.unwrap();
+    for sentinels in [[&liar, &honest, &also], [&honest, &liar, &also], [&honest, &also, &liar]] {
+        assert_eq!(connect(&sentinels).await.unwrap().identity().await.unwrap(), by_itself);
+    }
+    // Nobody has a majority of these, and of three of whom two are away neither.
+    let undecided = connect(&[&liar, &honest]).await.unwrap_err();
+    let said = |who: &RedisServer, names: &RedisServer| format!("{}:7100 names 127.0.0.1:{}", who.host(), names.port());
+    assert!(matches!(undecided, IndexError::Unreachable(_)), "{undecided:?}");
+    for said in [said(&liar, &wrong), said(&honest, &right)] {
+        assert!(undecided.to_string().contains(&said), "{undecided}");
+    }
+    let index = connect(&[&honest, &liar, &also]).await.unwrap();
+    let (mut gone, urls) = (also, url(&[&honest, &liar]));
+    let urls = urls.replace(&format!("/{SERVICE}"), &format!(",{}:7100/{SERVICE}", gone.host()));
+    gone.stop();
+    liar.stop();
+    let alone = Redis::new(&urls, "berth").unwrap().connect().await.unwrap_err();
+    assert!(matches!(alone, IndexError::Unreachable(_)), "{alone:?}");
+    // Who is connected needs no Sentinel.
+    index.commit(Shard(7), put("x")).await.unwrap();
+}
+
+/// Two replicas of Berth while the master is killed: pulls go on, and the promoted one gets an epoch of its own.
+#[tokio::test]
+async fn a_killed_master_begins_the_next_epoch() {
+    let (mut fleet, bucket) = (Sentinels::start().await, s3_server::start().await);
+    let bench = bench::over_url(&fleet.url(), &bucket, rules_suspect::options()).await;
+    rules_suspect::fill(&bench).await;
+    let (before, epoch) = (bench.keys().await, bench.a.lease().await.unwrap().epoch);
+    fleet.servers[0].stop();
+    for engine in [&bench.a, &bench.b] {
+        rules_suspect::assert_read(engine).await;
+    }
+    rules_suspect::assert_nothing_changes(&bench, &bench.a, &before).await;
+    let started = Instant::now();
+    rules_suspect::assert_healed(&bench).await;
+    println!("healed after {:?}", started.elapsed());
+    assert!(bench.a.lease().await.unwrap().epoch > epoch);
+    // What the old one still knows is never asked again, also when it is back.
+    fleet.servers[0].restart().await;
+    rules_suspect::assert_healed(&bench).await;
+}
+
+/// Each kind of node with TLS, certificates on both sides, and a password of its own; and each mistake is one line.
+#[tokio::test]
+async fn sentinels_and_servers_have_logins_of_their_own() {
+    let host = own_address().to_string();
+    let authority = Authority::of(&host);
+    let tls = |port: u16| {
+        let path = |name| authority.path(name);
+        vec![
+            ("port", "0".to_owned()),
+            ("tls-port", port.to_string()),
+            ("tls-cert-file", path("server.pem")),
+            ("tls-key-file", path("server-key.pem")),
+            ("tls-ca-cert-file", path("ca.pem")),
+            ("tls-auth-clients", "yes".to_owned()),
+            ("tls-replication", "yes".to_owned()),
+        ]
+    };
+    let arguments = |port| tls(port).into_iter().flat_map(|(name, value)| [format!("--{name}"), value]);
+    let users = ["--user", "berth", "on", ">for-redis", "~*", "&*", "+@all", "--requirepass", "other"];
+    let mut server: Vec<String> = arguments(7000).collect();
+    server.extend(users.map(str::to_owned));
+    let server: Vec<&str> = server.iter().map(String::as_str).collect();
+    let mut master = RedisServer::stopped(&host, 7000, &server);
+    master.restart().await;
+    let lines = [
+        "user watcher on >for-sentinels -@all +sentinel|get-master-addr-by-name".to_owned(),
+        "requirepass another".to_owned(),
+        format!("sentinel auth-pass {SERVICE} other"),
+    ];
+    let mut watcher = sentinel(&host, 7100, (&host, 7000), &lines).with(&arguments(7100).collect::<Vec<_>>());
+    watcher.restart().await;
+    let url = format!("rediss-sentinel://berth:for-redis@{host}:7100/{SERVICE}");
+    let setup = |url: &str, user: &str, password: &str| {
+        let (ca, certificate, key) =
+            (authority.path("ca.pem"), authority.path("client.pem"), authority.path("client-key.pem"));
+        Setup::of(&[
+            ("BERTH_INDEX__URL", url),
+            ("BERTH_INDEX__SENTINEL__USER", user),
+            ("BERTH_INDEX__SENTINEL__PASSWORD", password),
+            ("BERTH_INDEX__CA", &ca),
+            ("BERTH_INDEX__CERTIFICATE", &certificate),
+            ("BERTH_INDEX__KEY", &key),
+        ])
+    };
+    let works = setup(&url, "watcher", "for-sentinels");
+    let berth = tokio::task::spawn_blocking(move || works.start()).await.unwrap();
+    berth.client().push_blob("team/app", "bytes").await;
+    let log = berth.log();
+    assert!(log.contains("the Sentinels name this Redis server") && log.contains(&format!("{host}:7000")), "{log}");
+    for (setup, said) in [
+        (setup(&url, "watcher", "wrong"), format!("{host}:7100: Password authentication failed")),
+        (setup(&url.replace("for-redis", "wrong"), "watcher", "for-sentinels"), format!("{host}:7000: ")),
+        (setup(&url.replace(SERVICE, "none"), "watcher", "for-sentinels"), format!("{host}:7100 knows no \"none\"")),
+    ] {
+        let (status, line) = tokio::task::spawn_blocking(move || setup.refused()).await.unwrap();
+        println!("{line}");
+        assert!(!status.success() && line.contains(&said) && line.contains("index.url"), "{said}: {line}");
+        assert!(!line.contains("wrong") && !line.contains("for-"), "{line}");
+    }
+}
+
+/// A URL of one kind, and servers of another.
+#[tokio::test]
+async fn a_url_of_the_wrong_kind_is_refused() {
+    let server = redis_server::start().await;
+    let watcher = watcher(server.port()).await;
+    let connect = async |url: &str| Redis::new(url, "berth").unwrap().connect().await.unwrap_err();
+    let refused = connect(&watcher.url()).await;
+    assert!(matches!(&refused, IndexError::Broken(why) if why.contains("the server is a Sentinel")), "{refused:?}");
+    let refused = connect(&format!("redis-sentinel://127.0.0.1:{}/{SERVICE}", server.port())).await;
+    assert!(matches!(refused, IndexError::Broken(_)), "{refused:?}");
+    println!("{refused}");
+    let refused = connect(&format!("redis-cluster://127.0.0.1:{}", server.port())).await;
+    assert!(matches!(refused, IndexError::Broken(_)), "{refused:?}");
+    println!("{refused}");
+}
