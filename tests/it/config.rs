@@ -350,6 +350,16 @@ fn each_mistake_is_one_line() {
         ),
         (
             "",
+            &[("BERTH_INDEX__URL", "redis-cluster://a,b"), ("BERTH_INDEX__SENTINEL__PASSWORD", "hunter2")],
+            "index.sentinel.password (BERTH_INDEX__SENTINEL__PASSWORD): found while index.url is \"redis-cluster://a,b\"; want a redis-sentinel:// URL in index.url, or nothing in [index.sentinel]",
+        ),
+        (
+            "",
+            &[("BERTH_INDEX__URL", "redis-sentinel://a,b/main"), ("BERTH_INDEX__SENTINEL__USER", "me")],
+            "index.sentinel.user (BERTH_INDEX__SENTINEL__USER): found without index.sentinel.password; want index.sentinel.password with it",
+        ),
+        (
+            "",
             &[("BERTH_REDIRECT__TTL", "5s")],
             "redirect.ttl (BERTH_REDIRECT__TTL): found \"5s\"; want \"10s\" to \"168h\"",
         ),

@@ -91,16 +91,14 @@ impl Sentinels {
         .await;
     }
 
-    /// The place of the server that says of itself that it is the master, other than that one.
-    pub(crate) async fn promoted(&self, other_than: usize) -> usize {
-        loop {
-            for (place, server) in self.servers.iter().enumerate().filter(|(place, _)| *place != other_than) {
-                if role(server).await == "master" {
-                    return place;
-                }
+    /// The place of the running server that is this index.
+    pub(crate) async fn place_of(&self, identity: &str, running: &[usize]) -> usize {
+        for place in running {
+            if identity.starts_with(&info(&mut self.servers[*place].operator().await, "run_id").await) {
+                return *place;
             }
-            tokio::time::sleep(Duration::from_millis(20)).await;
         }
+        panic!("none of {running:?} is {identity}");
     }
 }
 
@@ -111,7 +109,7 @@ pub(crate) fn sentinel(host: &str, port: u16, (at, master): (&str, u16), extra: 
         format!("sentinel announce-ip {host}"),
         format!("sentinel monitor {SERVICE} {at} {master} 2"),
         format!("sentinel down-after-milliseconds {SERVICE} 500"),
-        format!("sentinel failover-timeout {SERVICE} 3000"),
+        format!("sentinel failover-timeout {SERVICE} 2000"),
     ];
     let server = RedisServer::stopped(host, port, &[]);
     let config = server.directory().join("sentinel.conf");
@@ -198,12 +196,12 @@ impl Cluster {
 
     /// The place of the master that serves a slot, by what a node says.
     pub(crate) async fn owner(&self, slot: u16, by: usize) -> usize {
-        let slots: Vec<(u16, u16, redis::Value)> =
+        let slots: Vec<Vec<redis::Value>> =
             cmd("CLUSTER").arg("SLOTS").query_async(&mut self.nodes[by].operator().await).await.unwrap();
-        let (.., node) = slots.into_iter().find(|(first, last, _)| (*first..=*last).contains(&slot)).unwrap();
-        let redis::Value::Array(node) = node else { panic!("{node:?}") };
-        let port: u16 = redis::from_redis_value(node[1].clone()).unwrap();
-        usize::from(port - 7000)
+        let number = |value: &redis::Value| redis::from_redis_value::<u16>(value.clone()).unwrap();
+        let range = slots.iter().find(|range| (number(&range[0])..=number(&range[1])).contains(&slot)).unwrap();
+        let redis::Value::Array(node) = &range[2] else { panic!("{range:?}") };
+        usize::from(number(&node[1]) - 7000)
     }
 
     /// Begins to move a slot, which can be used from then on by who asks for that.

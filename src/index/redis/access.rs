@@ -1,7 +1,5 @@
 //! How a Redis server is met: as which user, by TLS or not. Its address is one of many where there are several.
 
-use std::sync::Arc;
-
 use redis::{
     AsyncConnectionConfig, Client, ClientTlsConfig, ConnectionAddr, ConnectionInfo, IntoConnectionInfo,
     ProtocolVersion, PushInfo, RedisConnectionInfo, RedisResult, TlsCertificates, aio::MultiplexedConnection,
@@ -97,26 +95,31 @@ impl Access {
         }
     }
 
-    /// A connection, and who hears what it says unasked. It has no time limits: who asks sets them, for the whole
-    /// of a call, waiting for its turn included.
-    pub(super) async fn open(
+    /// A connection that asks for nothing but answers.
+    pub(super) async fn open(&self) -> RedisResult<MultiplexedConnection> {
+        self.0.get_multiplexed_async_connection_with_config(&untimed()).await
+    }
+
+    /// A connection, and who hears what it says unasked.
+    pub(super) async fn open_hearing(
         &self,
         hear: impl Fn(PushInfo) + Send + Sync + 'static,
     ) -> RedisResult<MultiplexedConnection> {
-        let hear = Arc::new(hear);
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(None)
-            .set_response_timeout(None)
-            .set_push_sender(move |push| {
-                hear(push);
-                Ok::<(), redis::aio::SendError>(())
-            });
+        let config = untimed().set_push_sender(move |push| {
+            hear(push);
+            Ok::<(), redis::aio::SendError>(())
+        });
         self.0.get_multiplexed_async_connection_with_config(&config).await
     }
 
     fn info(&self) -> &ConnectionInfo {
         self.0.get_connection_info()
     }
+}
+
+/// Without time limits: who asks sets them, for the whole of a call, waiting for its turn included.
+fn untimed() -> AsyncConnectionConfig {
+    AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None)
 }
 
 /// An address as people write it.

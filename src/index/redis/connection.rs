@@ -77,7 +77,7 @@ impl Link {
     /// Connects to a server, of which nothing is known yet.
     pub(super) async fn open(access: &Access, wakes: &Arc<Wakes>) -> RedisResult<Self> {
         let hears = Arc::clone(wakes);
-        let connection = access.open(move |push| hears.hear(&push)).await?;
+        let connection = access.open_hearing(move |push| hears.hear(&push)).await?;
         Ok(Self { address: access.address(), connection })
     }
 
@@ -278,9 +278,10 @@ impl Connection {
     }
 }
 
-/// Waits until the same may be tried again, if there is time for that.
+/// Waits until the same may be tried again, if there is time for that: half of it is kept for the answer, as one that
+/// doesn't come would make the whole server suspect.
 async fn pause(deadline: Instant, error: &RedisError) -> Result<(), Failure> {
-    if Instant::now() + PAUSE >= deadline {
+    if Instant::now() + PAUSE + RESPONSE_TIMEOUT / 2 >= deadline {
         return Err(Failure::Known(IndexError::Unreachable(error.to_string())));
     }
     tokio::time::sleep(PAUSE).await;

@@ -81,7 +81,7 @@ impl Sentinels {
     /// Whom one Sentinel names; nobody, where it doesn't watch over the service.
     async fn ask(&self, sentinel: &Access) -> Result<Option<Address>, IndexError> {
         let asking = async {
-            let mut connection = sentinel.open(|_| {}).await?;
+            let mut connection = sentinel.open().await?;
             redis::cmd("SENTINEL").arg("GET-MASTER-ADDR-BY-NAME").arg(&self.service).query_async(&mut connection).await
         };
         match tokio::time::timeout(PATIENCE, asking).await {
