@@ -10,10 +10,11 @@ use std::{
 };
 
 /// The levels, lowest first.
-const LEVELS: [&[&str]; 14] = [
+const LEVELS: [&[&str]; 15] = [
     &["oci"],
     &["telemetry"],
     &["config"],
+    &["outbound"],
     &["storage"],
     &["index"],
     &["error"],
@@ -69,7 +70,7 @@ const OWNED: [(&str, &[&str]); 37] = [
     ("quick_cache", &["auth", "redirect", "registry"]),
     ("redb", &["index"]),
     ("redis", &["index"]),
-    ("reqwest", &["auth", "cli", "storage"]),
+    ("reqwest", &["auth", "cli", "outbound", "storage"]),
     ("rustix", &["epoch", "storage", "telemetry"]),
     ("rustls", &["index", "redirect", "server"]),
     ("schemars", &["config"]),
