@@ -10,8 +10,7 @@ use berth::index::{Ask, Batch, Connect, Fact, Index, IndexError, Shard, Write, r
 use redis::cmd;
 
 use crate::{
-    berth::{Setup, own_address},
-    index_redis::Authority,
+    berth::own_address,
     redis_fleet::{SERVICE, Sentinels, role, sentinel},
     redis_server::{self, RedisServer},
     rules_bench as bench, rules_suspect, s3_server,
@@ -150,67 +149,6 @@ async fn a_killed_master_begins_the_next_epoch() {
     // What the old one still knows is never asked again, also when it is back.
     fleet.servers[0].restart().await;
     rules_suspect::assert_healed(&bench).await;
-}
-
-/// Each kind of node with TLS, certificates on both sides, and a password of its own; and each mistake is one line.
-#[tokio::test]
-async fn sentinels_and_servers_have_logins_of_their_own() {
-    let host = own_address().to_string();
-    let authority = Authority::of(&host);
-    let tls = |port: u16| {
-        let path = |name| authority.path(name);
-        vec![
-            ("port", "0".to_owned()),
-            ("tls-port", port.to_string()),
-            ("tls-cert-file", path("server.pem")),
-            ("tls-key-file", path("server-key.pem")),
-            ("tls-ca-cert-file", path("ca.pem")),
-            ("tls-auth-clients", "yes".to_owned()),
-            ("tls-replication", "yes".to_owned()),
-        ]
-    };
-    let arguments = |port| tls(port).into_iter().flat_map(|(name, value)| [format!("--{name}"), value]);
-    let users = ["--user", "berth", "on", ">for-redis", "~*", "&*", "+@all", "--requirepass", "other"];
-    let mut server: Vec<String> = arguments(7000).collect();
-    server.extend(users.map(str::to_owned));
-    let server: Vec<&str> = server.iter().map(String::as_str).collect();
-    let mut master = RedisServer::stopped(&host, 7000, &server);
-    master.restart().await;
-    let lines = [
-        "user watcher on >for-sentinels -@all +sentinel|get-master-addr-by-name".to_owned(),
-        "requirepass another".to_owned(),
-        format!("sentinel auth-pass {SERVICE} other"),
-    ];
-    let mut watcher = sentinel(&host, 7100, (&host, 7000), &lines).with(&arguments(7100).collect::<Vec<_>>());
-    watcher.restart().await;
-    let url = format!("rediss-sentinel://berth:for-redis@{host}:7100/{SERVICE}");
-    let setup = |url: &str, user: &str, password: &str| {
-        let (ca, certificate, key) =
-            (authority.path("ca.pem"), authority.path("client.pem"), authority.path("client-key.pem"));
-        Setup::of(&[
-            ("BERTH_INDEX__URL", url),
-            ("BERTH_INDEX__SENTINEL__USER", user),
-            ("BERTH_INDEX__SENTINEL__PASSWORD", password),
-            ("BERTH_INDEX__CA", &ca),
-            ("BERTH_INDEX__CERTIFICATE", &certificate),
-            ("BERTH_INDEX__KEY", &key),
-        ])
-    };
-    let works = setup(&url, "watcher", "for-sentinels");
-    let berth = tokio::task::spawn_blocking(move || works.start()).await.unwrap();
-    berth.client().push_blob("team/app", "bytes").await;
-    let log = berth.log();
-    assert!(log.contains("the Sentinels name this Redis server") && log.contains(&format!("{host}:7000")), "{log}");
-    for (setup, said) in [
-        (setup(&url, "watcher", "wrong"), format!("{host}:7100: Password authentication failed")),
-        (setup(&url.replace("for-redis", "wrong"), "watcher", "for-sentinels"), format!("{host}:7000: ")),
-        (setup(&url.replace(SERVICE, "none"), "watcher", "for-sentinels"), format!("{host}:7100 knows no \"none\"")),
-    ] {
-        let (status, line) = tokio::task::spawn_blocking(move || setup.refused()).await.unwrap();
-        println!("{line}");
-        assert!(!status.success() && line.contains(&said) && line.contains("index.url"), "{said}: {line}");
-        assert!(!line.contains("wrong") && !line.contains("for-"), "{line}");
-    }
 }
 
 /// A URL of one kind, and servers of another.

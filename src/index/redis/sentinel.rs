@@ -73,7 +73,7 @@ impl Sentinels {
                 return self.master.at(address).map_err(why_not_connected);
             }
         }
-        let why = format!("no server is the master by more than half of the Sentinels: {}", votes.said.join("; "));
+        let why = format!("no master is named by more than half of the Sentinels: {}", votes.said.join("; "));
         let nobody_knows = votes.named.is_empty() && votes.refused;
         Err(if nobody_knows { IndexError::Broken(why) } else { IndexError::Unreachable(why) })
     }
