@@ -114,7 +114,7 @@ pub(crate) fn sentinel(host: &str, port: u16, (at, master): (&str, u16), extra: 
     let server = RedisServer::stopped(host, port, &[]);
     let config = server.directory().join("sentinel.conf");
     fs::write(&config, [&own[..], extra].concat().join("\n") + "\n").unwrap();
-    server.as_sentinel(&config)
+    server.into_sentinel(&config)
 }
 
 /// The id of a cluster's node.

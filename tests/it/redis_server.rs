@@ -46,7 +46,7 @@ impl RedisServer {
     }
 
     /// The same as a Sentinel, with a configuration that it also writes.
-    pub(crate) fn as_sentinel(mut self, config: &Path) -> Self {
+    pub(crate) fn into_sentinel(mut self, config: &Path) -> Self {
         self.first = vec![config.display().to_string(), "--sentinel".to_owned()];
         self
     }
