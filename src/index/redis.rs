@@ -46,8 +46,8 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long any one call may take, from when it is made to the last byte of its answer.
 pub const RESPONSE_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// How long a node that the configuration names has to say who the others are: another one may be up.
-const SEED_TIMEOUT: Duration = Duration::from_millis(500);
+/// How long a node that the configuration names has to say who the others are. Half of the whole: another one may be up.
+const SEED_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// An index in Redis: where it is, and the namespace of the keys in it that are ours. Other namespaces, and
 /// whatever else is kept in the servers, are never touched.
