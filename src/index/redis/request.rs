@@ -124,6 +124,7 @@ impl Requests {
             let (kind, value) = match write {
                 Write::Put(_, value) => ("put", value),
                 Write::PutNumbered(_, value) => ("number", value),
+                Write::PutAtNumber(_, value) => ("at number", value),
                 Write::Raise(_, value) => ("raise", value),
                 Write::Delete(_) => ("delete", &nothing),
             };
@@ -211,7 +212,11 @@ pub(super) fn read<T: FromRedisValue>(answer: Value) -> Result<T, IndexError> {
 
 fn changed(write: &Write) -> &Fact {
     match write {
-        Write::Put(fact, _) | Write::PutNumbered(fact, _) | Write::Raise(fact, _) | Write::Delete(fact) => fact,
+        Write::Put(fact, _)
+        | Write::PutNumbered(fact, _)
+        | Write::PutAtNumber(fact, _)
+        | Write::Raise(fact, _)
+        | Write::Delete(fact) => fact,
     }
 }
 
