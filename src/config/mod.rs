@@ -6,6 +6,7 @@
 
 mod address;
 mod error;
+mod events;
 mod layout;
 mod pattern;
 mod redis_url;
@@ -28,7 +29,10 @@ pub use address::{
     CorsOrigin, IndexUrl, IssuerUrl, KeyPlace, Listen, Namespace, ProxyUrl, Realm, Site, StorageUrl, UrlStart,
 };
 pub use error::{ConfigError, Origin};
-pub use pattern::{AgentPattern, ClaimPattern, RepositoryPattern, TagPattern};
+pub use events::{
+    Endpoint, EndpointUrl, EventAction, EventFormat, Events, Headers, ServiceAccount, Topic, WebhookSecrets,
+};
+pub use pattern::{AgentPattern, ClaimPattern, MediaTypePattern, RepositoryPattern, TagPattern};
 pub use redis_url::{RedisLayout, RedisUrl};
 pub use reference::reference;
 pub use text::{FilePath, Keys, MASK, PrivateKey, Secret, StorageClass, Text, Word, Written};

@@ -37,6 +37,7 @@ use fault::{explain, is_in_the_way, is_too_busy, pause_before};
 pub use options::{AccessKey, Checksum, Egress, Encryption, Patience, S3Options};
 use place::Place;
 use transport::Transport;
+pub use transport::signed_url_client;
 
 use crate::outbound::text_of;
 
@@ -339,5 +340,9 @@ impl Store for S3 {
         let signed = self.public.signed_url_opts(Method::GET, &self.path(key)?, life, &fixed).await;
         let url = signed.map_err(|error| explain(&key.to_string(), &error))?.into();
         Ok(Some(SignedUrl { url, life }))
+    }
+
+    async fn sign_delete(&self, key: &Key, deadline: StoreTime) -> Result<Option<String>, StorageError> {
+        self.removal_url(key, deadline).await.map(Some)
     }
 }

@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// What a user may do that Berth logs in as, as docs/redis.md has it.
-const RIGHTS: &str = "resetkeys ~berth:* resetchannels &berth:* -@all +info +select +script|load +evalsha +multi +exec +hget +hset +hdel +hincrby +zadd +zrem +zrange +exists +publish +subscribe";
+const RIGHTS: &str = "resetkeys ~berth:* resetchannels &berth:* -@all +info +select +script|load +evalsha +multi +exec +hget +hset +hdel +hincrby +zadd +zrem +zrange +zcard +exists +publish +subscribe";
 
 /// What it needs beside these in a cluster.
 const CLUSTER_RIGHTS: &str = "+cluster|slots +asking";
@@ -46,6 +46,7 @@ async fn works(index: &Arc<dyn Index>) {
     };
     let committed = index.commit(shard, batch).await.unwrap();
     assert_eq!(committed, Outcome::Committed { sequence: 1, reads: vec![None] });
+    assert_eq!(index.get(shard, &[Ask::Count("group".to_owned())]).await.unwrap(), [Some("2".into())]);
     let both = index.get(shard, &[Ask::Value(fact.clone()), Ask::First("group".to_owned())]).await.unwrap();
     assert_eq!(both, [Some("2".into()), Some("member".into())]);
     assert_eq!(index.get(shard, &[Ask::Value(fact)]).await.unwrap(), [Some("2".into())]);

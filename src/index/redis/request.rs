@@ -79,6 +79,10 @@ impl Requests {
                 let [_, members] = self.keys(shard, group);
                 Cmd::zrange(members, 0, 0)
             }
+            Ask::Count(group) => {
+                let [_, members] = self.keys(shard, group);
+                Cmd::zcard(members)
+            }
         }
     }
 
@@ -117,6 +121,7 @@ impl Requests {
             let (kind, group, member) = match ask {
                 Ask::Value(Fact { group, member }) => ("value", group, &**member),
                 Ask::First(group) => ("first", group, ""),
+                Ask::Count(group) => ("count", group, ""),
             };
             call.arg(kind).arg(groups.place(group)).arg(member);
         }
@@ -144,7 +149,7 @@ impl<'a> Groups<'a> {
         });
         let read = batch.reads.iter().map(|ask| match ask {
             Ask::Value(fact) => &fact.group,
-            Ask::First(group) => group,
+            Ask::First(group) | Ask::Count(group) => group,
         });
         let written = batch.writes.iter().map(|write| &changed(write).group);
         let counted = batch.sequence.iter().map(|counter| &counter.group);
@@ -186,6 +191,7 @@ fn answered(ask: &Ask, answer: Value) -> Result<Option<Bytes>, IndexError> {
     match ask {
         Ask::Value(_) => read(answer),
         Ask::First(_) => read::<Vec<Bytes>>(answer).map(|members| members.into_iter().next()),
+        Ask::Count(_) => read::<u64>(answer).map(|count| Some(count.to_string().into())),
     }
 }
 
