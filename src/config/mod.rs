@@ -6,6 +6,7 @@
 
 mod address;
 mod error;
+mod gcs;
 mod layout;
 mod pattern;
 mod reference;
@@ -27,9 +28,10 @@ pub use address::{
     CorsOrigin, IndexUrl, IssuerUrl, KeyPlace, Listen, Namespace, ProxyUrl, Realm, RedisUrl, Site, StorageUrl, UrlStart,
 };
 pub use error::{ConfigError, Origin};
+pub use gcs::Gcs;
 pub use pattern::{AgentPattern, ClaimPattern, RepositoryPattern, TagPattern};
 pub use reference::reference;
-pub use text::{FilePath, Keys, MASK, PrivateKey, Secret, StorageClass, Text, Word, Written};
+pub use text::{FilePath, GoogleCredentials, Keys, MASK, PrivateKey, Secret, StorageClass, Text, Word, Written};
 pub use tree::{
     Admin, Anonymous, Auth, Cdn, CdnKind, Config, Index, Limits, Log, LogFormat, Oidc, Proxy, Redirect, Role, Rule, S3,
     S3Checksum, S3Encryption, Server, Storage, Tags, Tls, TlsVersion, Token, TokenIssuer,

@@ -6,6 +6,7 @@ use super::{
     Sources,
     address::{IndexUrl, Listen, StorageUrl},
     error::ConfigError,
+    gcs::Gcs,
     text::Written,
     tree::{Anonymous, Config, S3, S3Encryption, TlsVersion},
     units::Size,
@@ -18,7 +19,7 @@ const SHORTEST_TOKEN: Duration = Duration::from_secs(60);
 const LONGEST_TOKEN: Duration = Duration::from_secs(24 * 3600);
 
 /// How long a URL for a redirect may live. Below ten seconds a slow client would find it dead; seven days is the
-/// most that S3 signs for: <https://docs.aws.amazon.com/AmazonS3/latest/API/sigv4-query-string-auth.html>.
+/// most that S3 and GCS sign for: <https://docs.aws.amazon.com/AmazonS3/latest/API/sigv4-query-string-auth.html>.
 const REDIRECT_TTL: RangeInclusive<Duration> = Duration::from_secs(10)..=Duration::from_secs(7 * 24 * 3600);
 
 /// How often the bucket may be looked through. Less than a second would be one look that never ends; in more than
@@ -42,6 +43,7 @@ pub(super) fn check(config: &Config, sources: &Sources) -> Result<(), ConfigErro
     check_token_keys(config, sources)?;
     check_tls(config, sources)?;
     check_index(config, sources)?;
+    check_stores(config, sources)?;
     check_s3(config, sources)?;
     check_proxy(config, sources)?;
     check_redirect(config, sources)?;
@@ -129,7 +131,7 @@ fn check_token_lives(config: &Config, sources: &Sources) -> Result<(), ConfigErr
 /// Replicas over a bucket have to share keys. Where anybody may do anything, nobody needs a token, and where
 /// others issue them, nobody needs a key.
 fn check_token_keys(config: &Config, sources: &Sources) -> Result<(), ConfigError> {
-    let is_remote = matches!(*config.storage.url, StorageUrl::S3 { .. });
+    let is_remote = !config.storage.url.is_directory();
     let token = &config.auth.token;
     let needs_none = token.keys.is_some() || token.realm.is_some() || config.auth.anonymous == Anonymous::Admin;
     if !is_remote || needs_none {
@@ -165,7 +167,7 @@ fn check_tls(config: &Config, sources: &Sources) -> Result<(), ConfigError> {
 
 fn check_index(config: &Config, sources: &Sources) -> Result<(), ConfigError> {
     let index = &config.index;
-    if *index.url == IndexUrl::Embedded && matches!(*config.storage.url, StorageUrl::S3 { .. }) {
+    if *index.url == IndexUrl::Embedded && !config.storage.url.is_directory() {
         let found =
             format!("found \"embedded\", and storage.url ({}) is no directory to keep it in", config.storage.url);
         return refuse(sources, "index.url", found, "want \"embedded:PATH\" or \"redis://HOST:PORT/DATABASE\"");
@@ -194,13 +196,25 @@ fn check_index_tls(config: &Config, sources: &Sources) -> Result<(), ConfigError
     refuse(sources, &format!("index.{given}"), found, "want both or neither")
 }
 
-fn check_s3(config: &Config, sources: &Sources) -> Result<(), ConfigError> {
-    // A forgotten storage.url would otherwise keep a registry that was meant for a bucket in a directory.
-    let set = sources.first_under("storage.s3").filter(|_| config.storage.s3 != S3::default());
-    if let (StorageUrl::File(_), Some(key)) = (&*config.storage.url, set) {
-        let found = format!("found while storage.url is \"{}\"", config.storage.url);
-        return refuse(sources, &key, found, "want an s3:// URL in storage.url, or nothing in [storage.s3]");
+/// A forgotten storage.url would otherwise keep a registry that was meant for a bucket in a directory.
+fn check_stores(config: &Config, sources: &Sources) -> Result<(), ConfigError> {
+    let storage = &config.storage;
+    let stores = [
+        ("s3", "an s3://", storage.s3 != S3::default(), matches!(*storage.url, StorageUrl::S3 { .. })),
+        ("gcs", "a gs://", storage.gcs != Gcs::default(), matches!(*storage.url, StorageUrl::Gcs { .. })),
+    ];
+    for (name, scheme, is_set, is_used) in stores {
+        let set = sources.first_under(&format!("storage.{name}")).filter(|_| is_set && !is_used);
+        if let Some(key) = set {
+            let found = format!("found while storage.url is \"{}\"", storage.url);
+            let allowed = format!("want {scheme} URL in storage.url, or nothing in [storage.{name}]");
+            return refuse(sources, &key, found, &allowed);
+        }
     }
+    Ok(())
+}
+
+fn check_s3(config: &Config, sources: &Sources) -> Result<(), ConfigError> {
     let s3 = &config.storage.s3;
     let (id, secret) = (s3.access_key_id.is_some(), s3.secret_access_key.is_some());
     let kms = s3.encryption == S3Encryption::Kms;
@@ -247,13 +261,11 @@ fn check_redirect(config: &Config, sources: &Sources) -> Result<(), ConfigError>
         let found = format!("found without redirect.cdn.{missing}");
         return refuse(sources, &key, found, "want all of kind, url, key_pair_id and private_key, or none");
     }
-    match &*config.storage.url {
-        StorageUrl::S3 { .. } => Ok(()),
-        StorageUrl::File(_) => {
-            let found = format!("found while storage.url is \"{}\"", config.storage.url);
-            refuse(sources, &key, found, "want an s3:// URL in storage.url, or nothing in [redirect.cdn]")
-        }
+    if !config.storage.url.is_directory() {
+        return Ok(());
     }
+    let found = format!("found while storage.url is \"{}\"", config.storage.url);
+    refuse(sources, &key, found, "want a bucket in storage.url, or nothing in [redirect.cdn]")
 }
 
 fn check_collect(config: &Config, sources: &Sources) -> Result<(), ConfigError> {
@@ -281,7 +293,9 @@ fn check_collect(config: &Config, sources: &Sources) -> Result<(), ConfigError> 
 fn check_upload_memory(config: &Config, sources: &Sources) -> Result<(), ConfigError> {
     let (least, allowed) = match *config.storage.url {
         StorageUrl::File(_) => (Size(8 << 20), "want at least \"8MiB\", two parts of a blob in a directory"),
-        StorageUrl::S3 { .. } => (Size(32 << 20), "want at least \"32MiB\", two parts of a blob in S3"),
+        StorageUrl::S3 { .. } | StorageUrl::Gcs { .. } => {
+            (Size(32 << 20), "want at least \"32MiB\", two parts of a blob in a bucket")
+        }
     };
     let memory = *config.limits.upload_memory;
     if memory >= least {

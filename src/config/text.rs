@@ -152,6 +152,30 @@ impl Written for PrivateKey {
     }
 }
 
+/// Credentials as Google gives them out, shown to nobody.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct GoogleCredentials(String);
+
+impl GoogleCredentials {
+    /// The JSON itself, for the one place that needs it.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Written for GoogleCredentials {
+    const NAME: &'static str = "GoogleCredentials";
+    const WANT: &'static str = "the JSON of a service account's key or of a workload identity, as Google gives it out";
+
+    fn read(text: &str) -> Option<Self> {
+        text.trim_start().starts_with('{').then(|| Self(text.to_owned()))
+    }
+
+    fn write(&self) -> String {
+        MASK.to_owned()
+    }
+}
+
 /// The path of a file; a relative one starts at the working directory.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct FilePath(PathBuf);
@@ -209,7 +233,7 @@ impl Written for Word {
     }
 }
 
-/// A storage class of S3, or of a store that has its own.
+/// A storage class of S3 or GCS, or of a store that has its own.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct StorageClass(String);
 

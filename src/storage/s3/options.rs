@@ -46,10 +46,6 @@ impl S3Options {
             secret: secret.reveal().to_owned(),
             session_token: s3.session_token.as_ref().map(|token| token.reveal().to_owned()),
         });
-        let proxy = config.proxy.url.as_ref().map(|url| Proxy {
-            url: url.reveal().to_owned(),
-            except: config.proxy.no_proxy.iter().map(ToString::to_string).collect(),
-        });
         Self {
             bucket: bucket.to_owned(),
             prefix: prefix.to_owned(),
@@ -70,7 +66,7 @@ impl S3Options {
                 S3Checksum::Sha256 => Checksum::Sha256,
                 S3Checksum::None => Checksum::None,
             },
-            egress: Egress { ca_bundle: s3.ca_bundle.as_ref().map(|file| file.0.clone()), proxy },
+            egress: Egress::configured(config, s3.ca_bundle.as_ref()),
             patience: Patience::default(),
         }
     }
@@ -125,11 +121,28 @@ pub enum Checksum {
 /// How to reach what is outside.
 #[derive(Clone, Debug, Default)]
 pub struct Egress {
-    /// A file of PEM certificates that are trusted beside the system's own; `None` for the one that
-    /// `AWS_CA_BUNDLE` names, if it does.
+    /// A file of PEM certificates that are trusted beside the system's own. For S3, `None` stands for the one
+    /// that `AWS_CA_BUNDLE` names, if it does.
     pub ca_bundle: Option<PathBuf>,
     /// The proxy; `None` for the one that `HTTPS_PROXY` and its kin name, if they do.
     pub proxy: Option<Proxy>,
+}
+
+impl Egress {
+    /// What the configuration says, with the certificates that it names for this kind of store.
+    pub(in crate::storage) fn configured(config: &Config, ca_bundle: Option<&Text<PathBuf>>) -> Self {
+        let proxy = config.proxy.url.as_ref().map(|url| Proxy {
+            url: url.reveal().to_owned(),
+            except: config.proxy.no_proxy.iter().map(ToString::to_string).collect(),
+        });
+        Self { ca_bundle: ca_bundle.map(|file| file.0.clone()), proxy }
+    }
+
+    /// The same, with the certificates of `AWS_CA_BUNDLE` where no others are named.
+    pub(super) fn as_aws_tools_would(&self) -> Self {
+        let bundle = std::env::var_os("AWS_CA_BUNDLE").filter(|file| !file.is_empty()).map(PathBuf::from);
+        Self { ca_bundle: self.ca_bundle.clone().or(bundle), ..self.clone() }
+    }
 }
 
 /// A proxy for what goes outside.

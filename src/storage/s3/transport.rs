@@ -10,7 +10,6 @@ use std::{
     error::Error,
     fmt,
     future::poll_fn,
-    path::PathBuf,
     pin::{Pin, pin},
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll, ready},
@@ -45,11 +44,11 @@ const STEP: usize = 64 << 10;
 
 /// A way to the store. Clones share connections, clock and pace.
 #[derive(Clone, Debug)]
-pub(super) struct Transport {
+pub(in crate::storage) struct Transport {
     client: reqwest::Client,
     /// For what is on this machine or on its link, which no proxy can reach.
     direct: reqwest::Client,
-    pub(super) clock: Clock,
+    pub(in crate::storage) clock: Clock,
     pace: Pace,
     /// For an answer, once the request is sent.
     answer: Duration,
@@ -62,7 +61,7 @@ impl Transport {
     ///
     /// # Errors
     /// One line that says which of the options can't be used.
-    pub(super) fn new(egress: &Egress, patience: Patience) -> Result<Self, StorageError> {
+    pub(in crate::storage) fn new(egress: &Egress, patience: Patience) -> Result<Self, StorageError> {
         let direct = builder(egress, patience)?.no_proxy();
         let outside = match &egress.proxy {
             None => builder(egress, patience)?,
@@ -85,17 +84,17 @@ impl Transport {
     }
 
     /// The same way, for requests that are answered within `answer` of their last byte.
-    pub(super) fn answered_within(&self, answer: Duration) -> Self {
+    pub(in crate::storage) fn answered_within(&self, answer: Duration) -> Self {
         Self { answer, ..self.clone() }
     }
 
     /// The same connections to somebody else, whose clock and complaints are not the store's.
-    pub(super) fn for_others(&self) -> Self {
+    pub(in crate::storage) fn for_others(&self) -> Self {
         Self { clock: Clock::default(), pace: Pace::default(), ..self.clone() }
     }
 
     /// Sends one request, and gives its answer as soon as the head is there.
-    pub(super) async fn send(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
+    pub(in crate::storage) async fn send(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
         self.pace.turn().await;
         let (parts, body) = request.into_parts();
         let progress = Progress::default();
@@ -141,10 +140,9 @@ fn builder(egress: &Egress, patience: Patience) -> Result<reqwest::ClientBuilder
         .redirect(reqwest::redirect::Policy::none())
         .connect_timeout(patience.connect)
         .pool_idle_timeout(POOL_IDLE);
-    let bundle = std::env::var_os("AWS_CA_BUNDLE").filter(|file| !file.is_empty()).map(PathBuf::from);
-    if let Some(file) = egress.ca_bundle.clone().or(bundle) {
+    if let Some(file) = &egress.ca_bundle {
         let about = format!("the certificates in {}", file.display());
-        let pem = std::fs::read(&file).map_err(|error| unusable(&about, &error))?;
+        let pem = std::fs::read(file).map_err(|error| unusable(&about, &error))?;
         let certificates = reqwest::Certificate::from_pem_bundle(&pem).map_err(|error| unusable(&about, &error))?;
         if certificates.is_empty() {
             return Err(StorageError::Refused(about, "there is none in PEM form".to_owned()));
@@ -165,7 +163,8 @@ fn is_near(host: Option<&str>) -> bool {
         Ok(std::net::IpAddr::V4(address)) => address.is_loopback() || address.is_link_local(),
         // The addresses by which AWS' machines and clusters are asked over IPv6 begin so.
         Ok(std::net::IpAddr::V6(address)) => address.is_loopback() || address.segments()[..2] == [0xfd00, 0xec2],
-        Err(_) => host == "localhost",
+        // By the second name Google's machines and clusters are asked for credentials.
+        Err(_) => matches!(host, "localhost" | "metadata.google.internal"),
     }
 }
 
