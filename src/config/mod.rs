@@ -31,7 +31,9 @@ pub use error::{ConfigError, Origin};
 pub use gcs::Gcs;
 pub use pattern::{AgentPattern, ClaimPattern, RepositoryPattern, TagPattern};
 pub use reference::reference;
-pub use text::{FilePath, GoogleCredentials, Keys, MASK, PrivateKey, Secret, StorageClass, Text, Word, Written};
+pub use text::{
+    CdnKey, FilePath, GoogleCredentials, KeyName, Keys, MASK, PrivateKey, Secret, StorageClass, Text, Word, Written,
+};
 pub use tree::{
     Admin, Anonymous, Auth, Cdn, CdnKind, Config, Index, Limits, Log, LogFormat, Oidc, Proxy, Redirect, Role, Rule, S3,
     S3Checksum, S3Encryption, Server, Storage, Tags, Tls, TlsVersion, Token, TokenIssuer,

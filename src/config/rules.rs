@@ -8,7 +8,7 @@ use super::{
     error::ConfigError,
     gcs::Gcs,
     text::Written,
-    tree::{Anonymous, Config, S3, S3Encryption, TlsVersion},
+    tree::{Anonymous, CdnKind, Config, S3, S3Encryption, TlsVersion},
     units::Size,
     who::Who,
 };
@@ -248,18 +248,33 @@ fn check_redirect(config: &Config, sources: &Sources) -> Result<(), ConfigError>
         let (least, most) = (REDIRECT_TTL.start().write(), REDIRECT_TTL.end().write());
         return refuse(sources, "redirect.ttl", found, &format!("want \"{least}\" to \"{most}\""));
     }
+    check_cdn(config, sources)
+}
+
+/// A CDN is all there or not at all, with the settings of its own kind and no others.
+fn check_cdn(config: &Config, sources: &Sources) -> Result<(), ConfigError> {
     let cdn = &config.redirect.cdn;
+    let kind = cdn.kind.unwrap_or(CdnKind::CloudFront);
     let parts = [
-        ("kind", cdn.kind.is_some()),
-        ("url", cdn.url.is_some()),
-        ("key_pair_id", cdn.key_pair_id.is_some()),
-        ("private_key", cdn.private_key.is_some()),
+        ("kind", cdn.kind.is_some(), true),
+        ("url", cdn.url.is_some(), true),
+        ("key_pair_id", cdn.key_pair_id.is_some(), kind == CdnKind::CloudFront),
+        ("private_key", cdn.private_key.is_some(), kind == CdnKind::CloudFront),
+        ("key_name", cdn.key_name.is_some(), kind == CdnKind::CloudCdn),
+        ("key", cdn.key.is_some(), kind == CdnKind::CloudCdn),
     ];
-    let Some((given, _)) = parts.iter().find(|(_, is_set)| *is_set) else { return Ok(()) };
+    let Some((given, ..)) = parts.iter().find(|(_, is_set, _)| *is_set) else { return Ok(()) };
     let key = format!("redirect.cdn.{given}");
-    if let Some((missing, _)) = parts.iter().find(|(_, is_set)| !is_set) {
-        let found = format!("found without redirect.cdn.{missing}");
-        return refuse(sources, &key, found, "want all of kind, url, key_pair_id and private_key, or none");
+    let all = match kind {
+        CdnKind::CloudFront => "want all of kind, url, key_pair_id and private_key, or none",
+        CdnKind::CloudCdn => "want all of kind, url, key_name and key, or none",
+    };
+    if let Some((missing, ..)) = parts.iter().find(|(_, is_set, is_needed)| *is_needed && !is_set) {
+        return refuse(sources, &key, format!("found without redirect.cdn.{missing}"), all);
+    }
+    if let Some((foreign, ..)) = parts.iter().find(|(_, is_set, is_needed)| *is_set && !is_needed) {
+        let found = "found with a redirect.cdn.kind that has none".to_owned();
+        return refuse(sources, &format!("redirect.cdn.{foreign}"), found, all);
     }
     if !config.storage.url.is_directory() {
         return Ok(());

@@ -13,7 +13,7 @@ use super::{
     },
     gcs::Gcs,
     pattern::{AgentPattern, ClaimPattern, RepositoryPattern, TagPattern},
-    text::{FilePath, Keys, PrivateKey, Secret, StorageClass, Text, Word},
+    text::{CdnKey, FilePath, KeyName, Keys, PrivateKey, Secret, StorageClass, Text, Word},
     units::{Ceiling, LogFilter, Size},
     who::{Member, Who},
 };
@@ -220,29 +220,40 @@ pub struct Redirect {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Cdn {
-    /// Whose CDN it is, and so how its URLs are signed. The other keys here go with it.
+    /// Whose CDN it is, and so how its URLs are signed. `redirect.cdn.url` goes with it, and for `cloudfront`
+    /// `key_pair_id` and `private_key`, for `cloud-cdn` `key_name` and `key`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kind: Option<CdnKind>,
     /// What its URLs begin with, up to where the bucket's own keys begin (`data/…`): with the prefix of
     /// `storage.url`, unless the CDN adds that itself.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub url: Option<Text<UrlStart>>,
-    /// The id that the CDN gave to the public key.
+    /// The id that CloudFront gave to the public key.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub key_pair_id: Option<Text<Word>>,
-    /// The private key that signs, in PEM: for CloudFront an RSA key of 2048 bits, or one of ECDSA on P-256.
+    /// The private key that signs for CloudFront, in PEM: RSA of 2048 bits, or ECDSA on P-256.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend("x-secret" = true))]
     pub private_key: Option<Text<PrivateKey>>,
+    /// The name that the key has in Cloud CDN.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key_name: Option<Text<KeyName>>,
+    /// The key that signs for Cloud CDN: the 16 bytes that it was given, in base64 for URLs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-secret" = true))]
+    pub key: Option<Text<CdnKey>>,
 }
 
 /// Whose CDN is in front of the bucket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
-#[schemars(inline, extend("x-want" = "\"cloudfront\", the only one there is so far"))]
+#[schemars(inline)]
 pub enum CdnKind {
     /// Amazon's.
     CloudFront,
+    /// Google's.
+    #[serde(rename = "cloud-cdn")]
+    CloudCdn,
 }
 
 /// `[index]`

@@ -160,12 +160,12 @@ fn each_mistake_is_one_line() {
         (
             "[storage]\nurl = \"ftp://x\"",
             &[],
-            "storage.url (DIR/berth.toml:2): found \"ftp://x\"; want \"file:PATH\" or \"s3://BUCKET/PREFIX\"",
+            "storage.url (DIR/berth.toml:2): found \"ftp://x\"; want \"file:PATH\", \"s3://BUCKET/PREFIX\" or \"gs://BUCKET/PREFIX\"",
         ),
         (
             "storage.url = 5",
             &[],
-            "storage.url (DIR/berth.toml:1): found 5; want \"file:PATH\" or \"s3://BUCKET/PREFIX\"",
+            "storage.url (DIR/berth.toml:1): found 5; want \"file:PATH\", \"s3://BUCKET/PREFIX\" or \"gs://BUCKET/PREFIX\"",
         ),
         ("storage = 5", &[], "storage (DIR/berth.toml:1): found a value; want a table"),
         (
@@ -216,7 +216,7 @@ fn each_mistake_is_one_line() {
         (
             "storage.url = \"s3://bucket\"\nindex.url = \"redis://r\"\n",
             &[("BERTH_LIMITS__UPLOAD_MEMORY", "31MiB")],
-            "limits.upload_memory (BERTH_LIMITS__UPLOAD_MEMORY): found \"31MiB\"; want at least \"32MiB\", two parts of a blob in S3",
+            "limits.upload_memory (BERTH_LIMITS__UPLOAD_MEMORY): found \"31MiB\"; want at least \"32MiB\", two parts of a blob in a bucket",
         ),
         (
             "",
@@ -376,7 +376,7 @@ fn each_mistake_is_one_line() {
         (
             "[redirect.cdn]\nkind = \"cloudfront\"\nurl = \"https://c\"\nkey_pair_id = \"K\"\nprivate_key = \"-----BEGIN PRIVATE KEY-----\"",
             &[],
-            "redirect.cdn.kind (DIR/berth.toml:2): found while storage.url is \"file:berth-data\"; want an s3:// URL in storage.url, or nothing in [redirect.cdn]",
+            "redirect.cdn.kind (DIR/berth.toml:2): found while storage.url is \"file:berth-data\"; want a bucket in storage.url, or nothing in [redirect.cdn]",
         ),
         (
             "[redirect.cdn]\nprivate_key_file = \"DIR/secret\"",
