@@ -205,7 +205,7 @@ async fn an_identity_without_an_account_has_one_sign_for_it() {
 
 #[tokio::test]
 async fn a_bucket_that_cannot_be_used_is_said_in_one_line() {
-    let (server, home) = (gcs_server::start().await, TempDir::new().unwrap());
+    let (server, home, other) = (gcs_server::start().await, TempDir::new().unwrap(), TempDir::new().unwrap());
     let right = server.options();
     let with = |json: String| GcsOptions { credentials: Some(CredentialsJson(json)), ..right.clone() };
     let mut other_key: serde_json::Value = serde_json::from_str(&gcs_server::key_file()).unwrap();
@@ -224,7 +224,7 @@ async fn a_bucket_that_cannot_be_used_is_said_in_one_line() {
         (with(no_key.to_string()), "storage.gcs.credentials: its private_key is no key in PEM"),
         (with(aws), "its credential_source is neither a file nor a url"),
         (expired, "answered 400: The given credential is rejected."),
-        (federated(&server, &home, Some("nobody@example.com")), "'iam.serviceAccounts.generateAccessToken' denied"),
+        (federated(&server, &other, Some("nobody@example.com")), "'iam.serviceAccounts.generateAccessToken' denied"),
         (
             GcsOptions { endpoint: Some("http://127.0.0.1:9".to_owned()), ..right.clone() },
             "see whether storage.gcs.endpoint",
