@@ -12,12 +12,13 @@ use std::{
 use berth::{
     app::App,
     config::{Config, LoadArgs},
+    outbound::Proxy,
     registry::OtherIndex,
     storage::{
         Key, StorageError, Store,
         gcs::{CredentialsJson, Gcs, GcsOptions},
         read_small,
-        s3::{Egress, Patience, Proxy},
+        s3::{Egress, Patience},
     },
 };
 use bytes::Bytes;
