@@ -32,7 +32,8 @@ use crate::{
     docker_daemon::Daemon,
     e2e_client::Client,
     e2e_tools::{Tool, push_index},
-    gcs_server::{self, ACCOUNT, BUCKET, GcsServer, SUBJECT},
+    gcs_identity::{ACCOUNT, SUBJECT, key_file},
+    gcs_server::{self, BUCKET, GcsServer},
     storage::{data, pattern},
     storage_front::{self, Fault, Front, Seen},
 };
@@ -209,7 +210,7 @@ async fn a_bucket_that_cannot_be_used_is_said_in_one_line() {
     let (server, home, other) = (gcs_server::start().await, TempDir::new().unwrap(), TempDir::new().unwrap());
     let right = server.options();
     let with = |json: String| GcsOptions { credentials: Some(CredentialsJson(json)), ..right.clone() };
-    let mut other_key: serde_json::Value = serde_json::from_str(&gcs_server::key_file()).unwrap();
+    let mut other_key: serde_json::Value = serde_json::from_str(&key_file()).unwrap();
     other_key["client_email"] = "other@project.iam.gserviceaccount.com".into();
     let mut no_key = other_key.clone();
     no_key["private_key"] = "hush".into();
@@ -363,7 +364,7 @@ async fn credentials_come_from_the_environment_a_login_or_the_machine() {
     let iam = ("BERTH_STORAGE__GCS__IAM_ENDPOINT", server.endpoint.as_str());
     // A file that the environment names.
     let file = home.join("key.json");
-    std::fs::write(&file, gcs_server::key_file()).unwrap();
+    std::fs::write(&file, key_file()).unwrap();
     let by_file = ("GOOGLE_APPLICATION_CREDENTIALS", file.to_str().unwrap());
     assert_found(&look(home, &[endpoint, by_file]).await);
     assert!(server.google.asked().is_empty(), "the key is believed as it is");
