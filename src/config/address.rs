@@ -613,10 +613,23 @@ mod tests {
             ("s3://bucket", "s3://bucket"),
             ("s3://bucket/", "s3://bucket"),
             ("s3://bucket/a/b/", "s3://bucket/a/b"),
+            ("gs://bucket", "gs://bucket"),
+            ("gs://bucket/a/", "gs://bucket/a"),
         ] {
             assert_eq!(StorageUrl::read(text).unwrap().write(), shown, "{text}");
         }
-        for bad in ["", "file:", "berth-data", "s3://", "s3:///a", "s3://b//a", "s3://b/../a", "s3://b/a b", "gs://b"] {
+        for bad in [
+            "",
+            "file:",
+            "berth-data",
+            "s3://",
+            "s3:///a",
+            "s3://b//a",
+            "s3://b/../a",
+            "s3://b/a b",
+            "gs://",
+            "ftp://b",
+        ] {
             assert_eq!(StorageUrl::read(bad), None, "{bad}");
         }
     }
