@@ -229,7 +229,7 @@ impl Repository {
         EventFact { from: Some(source.name.clone()), ..self.event(Action::Mount, target) }
     }
 
-    async fn mount_data(
+    pub(crate) async fn mount_data(
         &self,
         attempt: Attempt,
         digest: &Digest,
@@ -266,7 +266,7 @@ impl Repository {
     }
 
     /// Notes the link of a mount; false where the repository has the blob already.
-    async fn note_mount(&self, attempt: Attempt, digest: &Digest) -> Result<bool> {
+    pub(crate) async fn note_mount(&self, attempt: Attempt, digest: &Digest) -> Result<bool> {
         let batch = Batch {
             checks: vec![Check::Absent(self.lease.names.link(&self.name, digest))],
             writes: vec![self.note(attempt)],

@@ -4,6 +4,7 @@
 //! begins no epoch, so it is safe beside running replicas. It must not print, and it decides nothing: what
 //! it calls a disagreement may be a write that is just going on.
 
+mod cost;
 mod report;
 
 use std::{collections::BTreeMap, sync::Arc};
@@ -11,6 +12,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use futures_util::TryStreamExt;
 use ulid::Ulid;
 
+pub use cost::{Cost, Counted};
 pub use report::{
     About, BlobFacts, BlobReport, Counts, DataReport, EntryReport, IndexState, KeyReport, ManifestFacts,
     ManifestReport, Object, RevisionReport, TagFacts, TagReport, Verify,

@@ -7,7 +7,7 @@
 
 mod checkpoint;
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 use bytes::Bytes;
 use ulid::Ulid;
@@ -18,7 +18,7 @@ pub use checkpoint::{Checkpoint, advance, newest};
 use crate::{
     epoch::Lease,
     error::{Error, Result},
-    event::Interest,
+    event::{Interest, Interests},
     index::{
         Ask, Batch, Outcome, Shard, Write,
         facts::{
@@ -51,9 +51,14 @@ impl Repository {
         }
     }
 
+    /// Who is to be told of what is done by this handle.
+    fn interests(&self) -> Arc<Interests> {
+        if self.cause.quiet { Arc::default() } else { self.registry.interests() }
+    }
+
     /// The batch, which then also tells of its change, if anybody wants to know. It draws a number for that.
     pub(crate) fn telling(&self, mut batch: Batch, event: impl FnOnce() -> EventFact) -> Batch {
-        let interests = self.registry.interests();
+        let interests = self.interests();
         if interests.is_empty() {
             return batch;
         }
@@ -94,7 +99,7 @@ impl Repository {
 
     /// The writes that tell of a write of tags, under the number that it reserved.
     pub(crate) fn deliveries(&self, reserved: &Reserved, tags: &[Tag], to: Option<&Target>) -> Vec<Write> {
-        let interests = self.registry.interests();
+        let interests = self.interests();
         let mut writes = Vec::new();
         if interests.is_empty() {
             return writes;
@@ -112,7 +117,7 @@ impl Repository {
     /// The request that a write of tags comes of, if anybody wants to be told of the write: recovery needs it then.
     pub(crate) fn request_to_tell(&self, fact: &IntentFact, to: Option<&Target>) -> Option<RequestFact> {
         let request = self.cause.request.as_ref()?;
-        let interests = self.registry.interests();
+        let interests = self.interests();
         if interests.is_empty() {
             return None;
         }

@@ -35,11 +35,11 @@ use crate::{
     tag::Reserved,
 };
 
-use walk::Place;
+pub(crate) use walk::{AT_ONCE, Place};
 pub use walk::{Step, status, step, walk};
 
 /// How many links or manifests are looked at side by side.
-const SIDE_BY_SIDE: usize = 32;
+pub(crate) const SIDE_BY_SIDE: usize = 32;
 
 /// Makes the tags and the roster of a bucket that is a copy count: where copying has lost the time at which the newest
 /// revision of one was written, a revision of this epoch is written that says the same. Only for a bucket that
@@ -297,14 +297,22 @@ impl Repository {
                 revisions.push(Listed { tag, revision, to, deadline, key, is_newest, is_told });
             }
         }
-        revisions.sort_unstable_by_key(|listed| listed.revision);
-        for listed in &revisions {
+        let (silent, mut untold): (Vec<Listed>, Vec<Listed>) = revisions.into_iter().partition(|listed| listed.is_told);
+        untold.sort_unstable_by_key(|listed| listed.revision);
+        for listed in &untold {
             if listed.is_newest {
                 let adoption = self.adopt_tag(listed, &coverage).await?;
                 adoption.count(&mut adopted.tags, &mut adopted.dangling);
             } else {
                 self.tell_again(listed, &coverage).await?;
             }
+        }
+        let coverage = &coverage;
+        let mut adoptions = stream::iter(silent)
+            .map(|listed| async move { self.adopt_tag(&listed, coverage).await })
+            .buffer_unordered(SIDE_BY_SIDE);
+        while let Some(adoption) = adoptions.try_next().await? {
+            adoption.count(&mut adopted.tags, &mut adopted.dangling);
         }
         Ok(())
     }
@@ -364,7 +372,7 @@ impl Repository {
     }
 
     /// What a tag's revision says.
-    async fn tag_state(&self, key: &Key) -> Result<TagState> {
+    pub(crate) async fn tag_state(&self, key: &Key) -> Result<TagState> {
         read_state(key, &read_small(self.store(), key, MAX_MANIFEST).await?)
     }
 
@@ -403,12 +411,16 @@ impl Repository {
     }
 
     /// All keys of one folder, and whether each was written by its deadline, where it has one.
-    async fn listed(&self, folder: key::Folder) -> Result<Vec<(Key, bool)>> {
-        let prefix = key::folder(&self.name, folder);
+    pub(crate) async fn listed(&self, folder: key::Folder) -> Result<Vec<(Key, bool)>> {
+        self.listed_under(&key::folder(&self.name, folder)).await
+    }
+
+    /// All keys under a prefix in this repository, likewise.
+    pub(crate) async fn listed_under(&self, prefix: &str) -> Result<Vec<(Key, bool)>> {
         let mut after: Option<String> = None;
         let mut keys = Vec::new();
         loop {
-            let page = self.store().list(&prefix, after.as_deref(), 1000).await?;
+            let page = self.store().list(prefix, after.as_deref(), 1000).await?;
             for (text, stat) in &page.objects {
                 match Key::parse(text) {
                     Some(key @ Key::Tag { deadline, .. }) => keys.push((key, stat.modified <= deadline)),
@@ -442,15 +454,15 @@ struct Listed {
 }
 
 /// A tag's newest revision.
-struct Newest {
-    revision: Revision,
-    to: Option<Digest>,
-    key: Key,
+pub(crate) struct Newest {
+    pub(crate) revision: Revision,
+    pub(crate) to: Option<Digest>,
+    pub(crate) key: Key,
     counts: bool,
 }
 
 /// The greatest revision of each tag, of those that are given.
-fn newest_of_each(keys: impl Iterator<Item = (Key, bool)>) -> BTreeMap<Tag, Newest> {
+pub(crate) fn newest_of_each(keys: impl Iterator<Item = (Key, bool)>) -> BTreeMap<Tag, Newest> {
     let mut newest: BTreeMap<Tag, Newest> = BTreeMap::new();
     for (key, counts) in keys {
         let Key::Tag { tag, revision, to, .. } = key.clone() else { continue };

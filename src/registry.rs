@@ -432,7 +432,7 @@ async fn take_index(leases: &Arc<Leases>, store: &dyn Store, options: &Options, 
                     return Err(Error::new(
                         Code::Unavailable,
                         format!(
-                            "another index owns this bucket (epoch {number}, {} shards); `berth index rebuild` makes this one the owner, and fills it from the bucket",
+                            "another index owns this bucket (epoch {number}, {} shards); `berth index take` makes this one the owner",
                             record.shards
                         ),
                     ));

@@ -75,7 +75,7 @@ impl Call {
     /// Of what all comes that this request does.
     pub(super) fn cause(&self) -> Cause {
         let is_told = !self.api.registry.interests().is_empty();
-        Cause { by: self.by(), request: is_told.then(|| self.request()) }
+        Cause { by: self.by(), request: is_told.then(|| self.request()), quiet: false }
     }
 
     /// The request, for who is told what it did.

@@ -6,6 +6,7 @@
 
 mod address;
 mod error;
+mod events;
 mod gcs;
 mod layout;
 mod pattern;
@@ -28,8 +29,11 @@ pub use address::{
     CorsOrigin, IndexUrl, IssuerUrl, KeyPlace, Listen, Namespace, ProxyUrl, Realm, RedisUrl, Site, StorageUrl, UrlStart,
 };
 pub use error::{ConfigError, Origin};
+pub use events::{
+    Endpoint, EndpointUrl, EventAction, EventFormat, Events, Headers, ServiceAccount, Topic, WebhookSecrets,
+};
 pub use gcs::Gcs;
-pub use pattern::{AgentPattern, ClaimPattern, RepositoryPattern, TagPattern};
+pub use pattern::{AgentPattern, ClaimPattern, MediaTypePattern, RepositoryPattern, TagPattern};
 pub use reference::reference;
 pub use text::{
     CdnKey, FilePath, GoogleCredentials, KeyName, Keys, MASK, PrivateKey, Secret, StorageClass, Text, Word, Written,

@@ -36,6 +36,7 @@ local holds = {
 local answers = {
   value = get,
   first = function(group) return redis.call('ZRANGE', members(group), 0, 0)[1] or false end,
+  count = function(group) return tostring(redis.call('ZCARD', members(group))) end,
 }
 
 local sequence = 0

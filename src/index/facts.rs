@@ -87,9 +87,14 @@ impl Names {
         Fact::new(self.group("settled"), "")
     }
 
+    /// The repositories that were reconciled one by one, before their shard was settled.
+    pub fn all_reconciled(&self) -> String {
+        self.group("reconciled")
+    }
+
     /// Present once this repository is reconciled.
     pub fn reconciled(&self, repository: &RepositoryName) -> Fact {
-        Fact::new(self.group("reconciled"), repository.as_str())
+        Fact::new(self.all_reconciled(), repository.as_str())
     }
 
     /// The shard's counter, of which revisions are made.
@@ -102,9 +107,14 @@ impl Names {
         self.group("repositories")
     }
 
-    /// One link: digest -> [`LinkFact`].
+    /// All links of a repository: digest -> [`LinkFact`].
+    pub fn links(&self, repository: &RepositoryName) -> String {
+        self.of("links", repository)
+    }
+
+    /// One link.
     pub fn link(&self, repository: &RepositoryName, digest: &Digest) -> Fact {
-        Fact::new(self.of("links", repository), digest.as_str())
+        Fact::new(self.links(repository), digest.as_str())
     }
 
     /// Who needs a link: `m:<manifest>`, `p:<intent>`.

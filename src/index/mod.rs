@@ -36,6 +36,8 @@ pub enum Ask {
     Value(Fact),
     /// The name of the least member of a group; nothing if the group is empty.
     First(String),
+    /// How many members a group has, as decimal text; `0` if it is empty.
+    Count(String),
 }
 
 /// What must hold for a batch to be committed.

@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// How many repositories are reconciled side by side: most are small, and their listings wait for the store.
-const AT_ONCE: usize = 8;
+pub(crate) const AT_ONCE: usize = 8;
 
 /// For how long nobody else takes the walk up after its replica was last heard of.
 const HOLD: Duration = Duration::from_secs(30);
@@ -184,7 +184,7 @@ impl Walk<'_> {
 
 /// Where a walk through the bucket's repositories is.
 #[derive(Debug, Default)]
-pub(super) struct Place {
+pub(crate) struct Place {
     /// The key behind which it goes on.
     after: Option<String>,
     /// The repository that was last found.
@@ -193,7 +193,7 @@ pub(super) struct Place {
 
 impl Place {
     /// The next repository.
-    pub(super) async fn next(&mut self, registry: &Registry) -> Result<Option<RepositoryName>> {
+    pub(crate) async fn next(&mut self, registry: &Registry) -> Result<Option<RepositoryName>> {
         while let Some((name, next)) = next_repository(registry, self.after.clone()).await? {
             self.after = Some(next);
             // The folders of one repository follow each other.

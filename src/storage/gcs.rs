@@ -31,7 +31,7 @@ use super::{
         Patience,
         fault::{explain, pause_before},
         reading,
-        transport::Transport,
+        transport::{Transport, client_for},
     },
 };
 use crate::outbound::text_of;
@@ -189,6 +189,16 @@ impl Gcs {
         let query: &[(&str, &str)] = if method == Method::GET { &ANSWER } else { &[] };
         signer.url(Leave { method, endpoint, bucket, name, query, from, seconds }).await
     }
+}
+
+/// A client by which the bucket's signed URLs can be asked for as Berth's own requests are: with the same
+/// certificates and the same proxy, and with no credentials.
+///
+/// # Errors
+/// One line that says which of the options can't be used.
+pub fn signed_url_client(options: &GcsOptions) -> Result<reqwest::Client, StorageError> {
+    let site = options.public_endpoint.as_ref().or(options.endpoint.as_ref());
+    client_for(site, &options.egress, options.patience)
 }
 
 /// The URL of the emulator that Google's own tools would use; some write it without the scheme.
@@ -354,6 +364,13 @@ impl Store for Gcs {
 
     async fn delete(&self, key: &Key, deadline: StoreTime) -> Result<(), StorageError> {
         self.remove(key, deadline).await
+    }
+
+    async fn sign_delete(&self, key: &Key, deadline: StoreTime) -> Result<Option<String>, StorageError> {
+        match &self.signer {
+            Some(signer) => self.removal_url(signer, key, deadline).await.map(Some),
+            None => Ok(None),
+        }
     }
 
     async fn sign(&self, key: &Key, life: Duration) -> Result<Option<SignedUrl>, StorageError> {

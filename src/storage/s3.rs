@@ -175,6 +175,16 @@ impl S3 {
     }
 }
 
+/// A client by which the bucket's signed URLs can be asked for as Berth's own requests are: with the same
+/// certificates and the same proxy, and with no credentials.
+///
+/// # Errors
+/// One line that says which of the options can't be used.
+pub fn signed_url_client(options: &S3Options) -> Result<reqwest::Client, StorageError> {
+    let site = options.public_endpoint.as_ref().or(options.endpoint.as_ref());
+    transport::client_for(site, &options.egress.as_aws_tools_would(), options.patience)
+}
+
 fn retry(max_retries: usize, retry_timeout: Duration) -> RetryConfig {
     let backoff = BackoffConfig { max_backoff: Duration::from_secs(2), ..Default::default() };
     RetryConfig { backoff, max_retries, retry_timeout }
@@ -339,5 +349,9 @@ impl Store for S3 {
         let signed = self.public.signed_url_opts(Method::GET, &self.path(key)?, life, &fixed).await;
         let url = signed.map_err(|error| explain(&key.to_string(), &error))?.into();
         Ok(Some(SignedUrl { url, life }))
+    }
+
+    async fn sign_delete(&self, key: &Key, deadline: StoreTime) -> Result<Option<String>, StorageError> {
+        self.removal_url(key, deadline).await.map(Some)
     }
 }

@@ -16,7 +16,7 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use super::process::Process;
+use super::{events::EventMetrics, process::Process};
 
 /// The content type of [`Metrics::encode`]'s text.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -109,6 +109,8 @@ pub struct Metrics {
     pub index: Calls,
     /// What is collected.
     pub collected: Collected,
+    /// What is told to endpoints.
+    pub events: EventMetrics,
     /// What nobody is told of.
     pub untold: Untold,
 }
@@ -136,10 +138,12 @@ impl Metrics {
             store: Calls::new(),
             index: Calls::new(),
             collected: Collected::default(),
+            events: EventMetrics::default(),
             untold: Untold::default(),
         };
         metrics.register_http();
         metrics.collected.register(&mut metrics.registry);
+        metrics.events.register(&mut metrics.registry);
         metrics.untold.register(&mut metrics.registry);
         metrics.store.register(&mut metrics.registry, "store");
         metrics.index.register(&mut metrics.registry, "index");

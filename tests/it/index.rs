@@ -59,6 +59,7 @@ async fn every_promise(connect: Arc<dyn Connect>) {
     let index = connect.connect().await.unwrap();
     answers_come_in_order(&index).await;
     first_is_the_least_member(&index).await;
+    a_count_is_of_one_group(&index).await;
     each_check_is_judged(&index).await;
     the_first_failing_check_is_named_and_nothing_written(&index).await;
     writes_are_made_in_order(&index).await;
@@ -96,6 +97,17 @@ async fn first_is_the_least_member(index: &Connection) {
     assert_eq!(index.get(SHARD, &both).await.unwrap(), [Some("a".into()), None, Some("".into())]);
     commit(index, writes(vec![Write::Delete(fact("first", "a"))])).await;
     assert_eq!(index.get(SHARD, &first).await.unwrap(), [Some("a/x".into())]);
+}
+
+async fn a_count_is_of_one_group(index: &Connection) {
+    let count = |group: &str| Ask::Count(group.to_owned());
+    commit(index, writes(vec![put("count", "a", "1"), put("count", "b", ""), put("counts", "c", "")])).await;
+    commit(index, writes(vec![put("count", "a", "2")])).await;
+    let both = index.get(SHARD, &[count("count"), count("coun")]).await.unwrap();
+    assert_eq!(both, [Some("2".into()), Some("0".into())]);
+    let batch = Batch { reads: vec![count("count")], ..writes(vec![Write::Delete(fact("count", "a"))]) };
+    assert_eq!(commit(index, batch).await.1, [Some("2".into())]);
+    assert_eq!(index.get(SHARD, &[count("count")]).await.unwrap(), [Some("1".into())]);
 }
 
 async fn each_check_is_judged(index: &Connection) {

@@ -30,7 +30,8 @@ pub(crate) fn hook() -> EntryName {
 
 /// An endpoint that wants all changes, and pulls where that is said.
 pub(crate) fn interests(pulls: bool) -> Interests {
-    Interests::new(vec![Interest { endpoint: hook(), pulls, max_age: Duration::from_secs(7 * 24 * 3600) }])
+    let all = Interest::everything(hook(), Duration::from_secs(7 * 24 * 3600));
+    Interests::new(vec![if pulls { all } else { all.without_pulls() }])
 }
 
 /// Has both engines tell the endpoint, whose first checkpoint is written.

@@ -96,12 +96,20 @@ pub struct DeliveryFact {
     /// What the last attempt ended with, such as `503` or `connection refused`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last: Option<String>,
+    /// When it was taken from the dead letters again: its age counts from then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replayed: Option<StoreTime>,
 }
 
 impl DeliveryFact {
     /// One that was not tried yet.
     pub fn new(event: EventFact) -> Self {
-        Self { event, attempts: 0, next: None, last: None }
+        Self { event, attempts: 0, next: None, last: None, replayed: None }
+    }
+
+    /// Since when it is to be delivered.
+    pub fn since(&self) -> StoreTime {
+        self.replayed.unwrap_or(self.event.at)
     }
 }
 
@@ -120,6 +128,11 @@ impl Names {
     /// What was given up, under the same member: [`DeliveryFact`].
     pub fn dead(&self, endpoint: &EntryName) -> String {
         self.of("dead", endpoint)
+    }
+
+    /// One that was given up.
+    pub fn dead_letter(&self, endpoint: &EntryName, member: &str) -> Fact {
+        Fact::new(self.dead(endpoint), member)
     }
 }
 

@@ -14,7 +14,7 @@ use serde::Deserialize;
 use tokio::time::Instant;
 
 use super::{
-    Gcs, Key, MultipartId, Page, RETRIES, Stat, StorageError, Store, StoreTime, Unfinished, UnfinishedPage,
+    Gcs, Key, MultipartId, Page, RETRIES, Signer, Stat, StorageError, Store, StoreTime, Unfinished, UnfinishedPage,
     credentials::bearer,
     exchange::said,
     pause_before,
@@ -166,18 +166,28 @@ impl Gcs {
         }
     }
 
+    /// The URL by which an object may be removed until `deadline`, and no longer.
+    pub(super) async fn removal_url(
+        &self,
+        signer: &Signer,
+        key: &Key,
+        deadline: StoreTime,
+    ) -> Result<String, StorageError> {
+        let from = self.this_second();
+        let seconds = deadline.0.saturating_sub(from.0) / 1000;
+        if seconds == 0 {
+            return Err(StorageError::TooLate(key.to_string()));
+        }
+        let signed = self.signed(signer, &Method::DELETE, &self.endpoint, key, (from, seconds)).await;
+        signed.map_err(|why| StorageError::Unavailable(key.to_string(), why))
+    }
+
     /// As [`Store::delete`]. The time is carried by the signature, so this request has no other leave; but an
     /// emulator's, which has none at all.
     pub(super) async fn remove(&self, key: &Key, deadline: StoreTime) -> Result<(), StorageError> {
         let about = key.to_string();
-        let from = self.this_second();
-        let seconds = deadline.0.saturating_sub(from.0) / 1000;
         let url = match &self.signer {
-            _ if seconds == 0 => return Err(StorageError::TooLate(about)),
-            Some(signer) => {
-                let signed = self.signed(signer, &Method::DELETE, &self.endpoint, key, (from, seconds)).await;
-                signed.map_err(|why| StorageError::Unavailable(about.clone(), why))?
-            }
+            Some(signer) => self.removal_url(signer, key, deadline).await?,
             None => format!("{}{}", self.endpoint, object_path(&self.bucket, &self.object(key))),
         };
         // To sign may have taken a while.

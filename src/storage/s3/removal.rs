@@ -18,7 +18,7 @@ impl S3 {
     /// signature's life from the moment that the signature names, which is this machine's wall clock; so
     /// the life is what is left from that moment, in whole seconds, and a clock that runs ahead of the
     /// store's leaves less of it, never more.
-    async fn sign_delete(&self, key: &Key, deadline: StoreTime) -> Result<String, StorageError> {
+    pub(super) async fn removal_url(&self, key: &Key, deadline: StoreTime) -> Result<String, StorageError> {
         for _ in 0..SIGNATURES {
             let second = chrono::Utc::now().timestamp();
             let life = i64::try_from(deadline.0 / 1000).unwrap_or(i64::MAX) - second;
@@ -44,7 +44,7 @@ impl S3 {
             return Err(StorageError::TooLate(about));
         }
         let failed = |text: String| StorageError::Unavailable(about.clone(), text);
-        let url = self.sign_delete(key, deadline).await?;
+        let url = self.removal_url(key, deadline).await?;
         let request = http::Request::delete(url).body(HttpRequestBody::empty());
         let request = request.map_err(|error| failed(error.to_string()))?;
         let response = self.transport.send(request).await.map_err(|error| failed(text_of(&error)))?;

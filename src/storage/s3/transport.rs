@@ -63,13 +63,9 @@ impl Transport {
     /// # Errors
     /// One line that says which of the options can't be used.
     pub(in crate::storage) fn new(egress: &Egress, patience: Patience) -> Result<Self, StorageError> {
-        let direct = builder(egress, patience)?.no_proxy();
-        let outside = outbound::through(egress.proxy.as_ref(), builder(egress, patience)?)
-            .map_err(|error| unusable("the proxy", &error))?;
-        let built = |builder: reqwest::ClientBuilder| builder.build().map_err(|error| unusable("TLS", &error));
         Ok(Self {
-            client: built(outside)?,
-            direct: built(direct)?,
+            client: client(egress, patience)?,
+            direct: built(builder(egress, patience)?.no_proxy())?,
             clock: Clock::default(),
             pace: Pace::default(),
             answer: patience.call,
@@ -125,6 +121,33 @@ impl Transport {
             }
         }
     }
+}
+
+/// A client for whatever isn't near.
+fn client(egress: &Egress, patience: Patience) -> Result<reqwest::Client, StorageError> {
+    let through = outbound::through(egress.proxy.as_ref(), builder(egress, patience)?);
+    built(through.map_err(|error| unusable("the proxy", &error))?)
+}
+
+fn built(builder: reqwest::ClientBuilder) -> Result<reqwest::Client, StorageError> {
+    builder.build().map_err(|error| unusable("TLS", &error))
+}
+
+/// A client by which signed URLs of the store at `site` can be asked for as Berth's own requests are: with the
+/// same certificates and the same proxy, and with no credentials.
+///
+/// # Errors
+/// One line that says which of the options can't be used.
+pub(in crate::storage) fn client_for(
+    site: Option<&String>,
+    egress: &Egress,
+    patience: Patience,
+) -> Result<reqwest::Client, StorageError> {
+    let url = site.and_then(|site| site.parse::<http::Uri>().ok());
+    if is_near(url.as_ref().and_then(http::Uri::host)) {
+        return built(builder(egress, patience)?.no_proxy());
+    }
+    client(egress, patience)
 }
 
 fn builder(egress: &Egress, patience: Patience) -> Result<reqwest::ClientBuilder, StorageError> {
