@@ -46,6 +46,7 @@ use crate::{
     storage::{
         StorageError, Store,
         contract::Subject,
+        gcs::{self, Gcs, GcsOptions},
         key::EpochNumber,
         local::{Local, OpenError},
         metered::MeteredStore,
@@ -250,7 +251,7 @@ impl App {
     fn announce(&self, listeners: &[Listener]) {
         let data = match &*self.config.storage.url {
             StorageUrl::File(path) => absolute(path).display().to_string(),
-            StorageUrl::S3 { .. } => self.config.storage.url.to_string(),
+            StorageUrl::S3 { .. } | StorageUrl::Gcs { .. } => self.config.storage.url.to_string(),
         };
         for listener in listeners {
             if let Ok(address) = listener.address() {
@@ -334,6 +335,13 @@ pub async fn open_subject(config: &Config) -> Result<Subject, StartError> {
             store.check_rights().await?;
             Ok(Subject::new(Arc::new(store), http, margin))
         }
+        StorageUrl::Gcs { bucket, prefix } => {
+            let options = GcsOptions::configured(config, bucket, &format!("{}/{place}", prefix.trim_matches('/')));
+            let http = gcs::signed_url_client(&options)?;
+            let store = Gcs::open(options).await?;
+            store.check_rights().await?;
+            Ok(Subject::new(Arc::new(store), http, margin))
+        }
     }
 }
 
@@ -363,7 +371,7 @@ pub async fn open_existing(config: &Config) -> Result<Arc<Registry>, StartError>
 fn require_bucket(config: &Config) -> Result<(), StartError> {
     match &*config.storage.url {
         StorageUrl::File(path) if !absolute(path).is_dir() => Err(StartError::Nothing(absolute(path))),
-        StorageUrl::File(_) | StorageUrl::S3 { .. } => Ok(()),
+        StorageUrl::File(_) | StorageUrl::S3 { .. } | StorageUrl::Gcs { .. } => Ok(()),
     }
 }
 
@@ -408,6 +416,13 @@ async fn open_store(config: &Config, purpose: Use) -> Result<Arc<dyn Store>, Sta
         StorageUrl::File(path) => Ok(Arc::new(Local::open(&absolute(path), config.storage.sync)?)),
         StorageUrl::S3 { bucket, prefix } => {
             let store = S3::open(S3Options::configured(config, bucket, prefix)).await?;
+            if purpose == Use::Serve {
+                store.check_rights().await?;
+            }
+            Ok(Arc::new(store))
+        }
+        StorageUrl::Gcs { bucket, prefix } => {
+            let store = Gcs::open(GcsOptions::configured(config, bucket, prefix)).await?;
             if purpose == Use::Serve {
                 store.check_rights().await?;
             }

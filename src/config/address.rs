@@ -320,33 +320,59 @@ pub enum StorageUrl {
         /// What Berth's keys begin with, without a slash at either end; empty for the whole bucket.
         prefix: String,
     },
+    /// A bucket of Google Cloud Storage.
+    Gcs {
+        /// The bucket's name.
+        bucket: String,
+        /// What Berth's keys begin with, without a slash at either end; empty for the whole bucket.
+        prefix: String,
+    },
+}
+
+impl StorageUrl {
+    /// Whether it is a local directory, rather than a bucket that several replicas can reach.
+    pub fn is_directory(&self) -> bool {
+        matches!(self, Self::File(_))
+    }
 }
 
 impl Written for StorageUrl {
     const NAME: &'static str = "StorageUrl";
-    const WANT: &'static str = "\"file:PATH\" or \"s3://BUCKET/PREFIX\"";
+    const WANT: &'static str = "\"file:PATH\", \"s3://BUCKET/PREFIX\" or \"gs://BUCKET/PREFIX\"";
 
     fn read(text: &str) -> Option<Self> {
         if let Some(path) = text.strip_prefix("file:") {
             return read_path(path).map(Self::File);
         }
-        let rest = text.strip_prefix("s3://")?;
-        let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
-        let prefix = prefix.strip_suffix('/').unwrap_or(prefix);
-        let named = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
-        // Letters that every S3-compatible store takes in a key without escaping.
-        let component = |part: &str| !matches!(part, "" | "." | "..") && part.bytes().all(named);
-        let good = component(bucket) && (prefix.is_empty() || prefix.split('/').all(component));
-        good.then(|| Self::S3 { bucket: bucket.to_owned(), prefix: prefix.to_owned() })
+        let (scheme, rest) = text.split_once("://")?;
+        let (bucket, prefix) = read_bucket(rest)?;
+        match scheme {
+            "s3" => Some(Self::S3 { bucket, prefix }),
+            "gs" => Some(Self::Gcs { bucket, prefix }),
+            _ => None,
+        }
     }
 
     fn write(&self) -> String {
-        match self {
-            Self::File(path) => format!("file:{}", path.display()),
-            Self::S3 { bucket, prefix } if prefix.is_empty() => format!("s3://{bucket}"),
-            Self::S3 { bucket, prefix } => format!("s3://{bucket}/{prefix}"),
-        }
+        let (scheme, bucket, prefix) = match self {
+            Self::File(path) => return format!("file:{}", path.display()),
+            Self::S3 { bucket, prefix } => ("s3", bucket, prefix),
+            Self::Gcs { bucket, prefix } => ("gs", bucket, prefix),
+        };
+        let slash = if prefix.is_empty() { "" } else { "/" };
+        format!("{scheme}://{bucket}{slash}{prefix}")
     }
+}
+
+/// A bucket's name, and what Berth's keys in it begin with, without a slash at either end.
+fn read_bucket(text: &str) -> Option<(String, String)> {
+    let (bucket, prefix) = text.split_once('/').unwrap_or((text, ""));
+    let prefix = prefix.strip_suffix('/').unwrap_or(prefix);
+    let named = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
+    // Letters that every store takes in a key without escaping.
+    let component = |part: &str| !matches!(part, "" | "." | "..") && part.bytes().all(named);
+    let good = component(bucket) && (prefix.is_empty() || prefix.split('/').all(component));
+    good.then(|| (bucket.to_owned(), prefix.to_owned()))
 }
 
 /// Where the index is.
@@ -543,10 +569,23 @@ mod tests {
             ("s3://bucket", "s3://bucket"),
             ("s3://bucket/", "s3://bucket"),
             ("s3://bucket/a/b/", "s3://bucket/a/b"),
+            ("gs://bucket", "gs://bucket"),
+            ("gs://bucket/a/", "gs://bucket/a"),
         ] {
             assert_eq!(StorageUrl::read(text).unwrap().write(), shown, "{text}");
         }
-        for bad in ["", "file:", "berth-data", "s3://", "s3:///a", "s3://b//a", "s3://b/../a", "s3://b/a b", "gs://b"] {
+        for bad in [
+            "",
+            "file:",
+            "berth-data",
+            "s3://",
+            "s3:///a",
+            "s3://b//a",
+            "s3://b/../a",
+            "s3://b/a b",
+            "gs://",
+            "ftp://b",
+        ] {
             assert_eq!(StorageUrl::read(bad), None, "{bad}");
         }
     }

@@ -7,6 +7,7 @@
 mod address;
 mod error;
 mod events;
+mod gcs;
 mod layout;
 mod pattern;
 mod redis_url;
@@ -32,10 +33,13 @@ pub use error::{ConfigError, Origin};
 pub use events::{
     Endpoint, EndpointUrl, EventAction, EventFormat, Events, Headers, ServiceAccount, Topic, WebhookSecrets,
 };
+pub use gcs::Gcs;
 pub use pattern::{AgentPattern, ClaimPattern, MediaTypePattern, RepositoryPattern, TagPattern};
 pub use redis_url::{RedisLayout, RedisUrl};
 pub use reference::reference;
-pub use text::{FilePath, Keys, MASK, PrivateKey, Secret, StorageClass, Text, Word, Written};
+pub use text::{
+    CdnKey, FilePath, GoogleCredentials, KeyName, Keys, MASK, PrivateKey, Secret, StorageClass, Text, Word, Written,
+};
 pub use tree::{
     Admin, Anonymous, Auth, Cdn, CdnKind, Config, Index, Limits, Log, LogFormat, Oidc, Proxy, Redirect, Role, Rule, S3,
     S3Checksum, S3Encryption, Sentinel, Server, Storage, Tags, Tls, TlsVersion, Token, TokenIssuer,

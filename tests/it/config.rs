@@ -160,12 +160,12 @@ fn each_mistake_is_one_line() {
         (
             "[storage]\nurl = \"ftp://x\"",
             &[],
-            "storage.url (DIR/berth.toml:2): found \"ftp://x\"; want \"file:PATH\" or \"s3://BUCKET/PREFIX\"",
+            "storage.url (DIR/berth.toml:2): found \"ftp://x\"; want \"file:PATH\", \"s3://BUCKET/PREFIX\" or \"gs://BUCKET/PREFIX\"",
         ),
         (
             "storage.url = 5",
             &[],
-            "storage.url (DIR/berth.toml:1): found 5; want \"file:PATH\" or \"s3://BUCKET/PREFIX\"",
+            "storage.url (DIR/berth.toml:1): found 5; want \"file:PATH\", \"s3://BUCKET/PREFIX\" or \"gs://BUCKET/PREFIX\"",
         ),
         ("storage = 5", &[], "storage (DIR/berth.toml:1): found a value; want a table"),
         (
@@ -216,7 +216,7 @@ fn each_mistake_is_one_line() {
         (
             "storage.url = \"s3://bucket\"\nindex.url = \"redis://r\"\n",
             &[("BERTH_LIMITS__UPLOAD_MEMORY", "31MiB")],
-            "limits.upload_memory (BERTH_LIMITS__UPLOAD_MEMORY): found \"31MiB\"; want at least \"32MiB\", two parts of a blob in S3",
+            "limits.upload_memory (BERTH_LIMITS__UPLOAD_MEMORY): found \"31MiB\"; want at least \"32MiB\", two parts of a blob in a bucket",
         ),
         (
             "",
@@ -381,12 +381,52 @@ fn each_mistake_is_one_line() {
         (
             "",
             &[("BERTH_REDIRECT__CDN__KIND", "akamai")],
-            "redirect.cdn.kind (BERTH_REDIRECT__CDN__KIND): found \"akamai\"; want \"cloudfront\", the only one there is so far",
+            "redirect.cdn.kind (BERTH_REDIRECT__CDN__KIND): found \"akamai\"; want one of \"cloudfront\", \"cloud-cdn\"",
         ),
         (
             "[redirect.cdn]\nkind = \"cloudfront\"\nurl = \"https://c\"\nkey_pair_id = \"K\"\nprivate_key = \"-----BEGIN PRIVATE KEY-----\"",
             &[],
-            "redirect.cdn.kind (DIR/berth.toml:2): found while storage.url is \"file:berth-data\"; want an s3:// URL in storage.url, or nothing in [redirect.cdn]",
+            "redirect.cdn.kind (DIR/berth.toml:2): found while storage.url is \"file:berth-data\"; want a bucket in storage.url, or nothing in [redirect.cdn]",
+        ),
+        (
+            "[redirect.cdn]\nkind = \"cloud-cdn\"\nurl = \"https://c\"\nkey_name = \"k\"",
+            &[],
+            "redirect.cdn.kind (DIR/berth.toml:2): found without redirect.cdn.key; want all of kind, url, key_name and key, or none",
+        ),
+        (
+            "[redirect.cdn]\nkind = \"cloud-cdn\"\nurl = \"https://c\"\nkey_name = \"k\"\nkey = \"AAAAAAAAAAAAAAAAAAAAAA==\"\nkey_pair_id = \"K\"",
+            &[],
+            "redirect.cdn.key_pair_id (DIR/berth.toml:6): found with a redirect.cdn.kind that has none; want all of kind, url, key_name and key, or none",
+        ),
+        (
+            "",
+            &[("BERTH_REDIRECT__CDN__KEY", "c2hvcnQ=")],
+            "redirect.cdn.key (BERTH_REDIRECT__CDN__KEY): found ***; want 16 bytes in base64 for URLs: 24 letters, digits, - and _, the last two of them =",
+        ),
+        (
+            "[redirect.cdn]\nkey_name = \"a b\"",
+            &[],
+            "redirect.cdn.key_name (DIR/berth.toml:2): found \"a b\"; want a key's name: up to 63 letters, digits, _ and -",
+        ),
+        (
+            "[storage.gcs]\nsign_as = \"a@b\"",
+            &[("BERTH_STORAGE__URL", "s3://b"), ("BERTH_INDEX__URL", "embedded:x")],
+            "storage.gcs.sign_as (DIR/berth.toml:2): found while storage.url is \"s3://b\"; want a gs:// URL in storage.url, or nothing in [storage.gcs]",
+        ),
+        (
+            "",
+            &[("BERTH_STORAGE__GCS__CREDENTIALS", "/etc/berth/key.json")],
+            "storage.gcs.credentials (BERTH_STORAGE__GCS__CREDENTIALS): found ***; want the JSON of a service account's key or of a workload identity, as Google gives it out",
+        ),
+        (
+            "",
+            &[("BERTH_STORAGE__URL", "gs://b//p")],
+            "storage.url (BERTH_STORAGE__URL): found \"gs://b//p\"; want \"file:PATH\", \"s3://BUCKET/PREFIX\" or \"gs://BUCKET/PREFIX\"",
+        ),
+        (
+            "",
+            &[("BERTH_STORAGE__URL", "gs://b")],
+            "index.url (default): found \"embedded\", and storage.url (gs://b) is no directory to keep it in; want \"embedded:PATH\" or \"redis://HOST:PORT/DATABASE\"",
         ),
         (
             "[redirect.cdn]\nprivate_key_file = \"DIR/secret\"",
