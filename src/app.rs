@@ -42,6 +42,7 @@ use crate::{
     server::{self, Drain, End, Listener, Tls},
     storage::{
         StorageError, Store,
+        azure::{Azure, AzureOptions},
         gcs::{Gcs, GcsOptions},
         local::{Local, OpenError},
         metered::MeteredStore,
@@ -236,7 +237,9 @@ impl App {
     fn announce(&self, listeners: &[Listener]) {
         let data = match &*self.config.storage.url {
             StorageUrl::File(path) => absolute(path).display().to_string(),
-            StorageUrl::S3 { .. } | StorageUrl::Gcs { .. } => self.config.storage.url.to_string(),
+            StorageUrl::S3 { .. } | StorageUrl::Gcs { .. } | StorageUrl::Azure { .. } => {
+                self.config.storage.url.to_string()
+            }
         };
         for listener in listeners {
             if let Ok(address) = listener.address() {
@@ -300,7 +303,7 @@ pub async fn open_existing(config: &Config) -> Result<Arc<Registry>, StartError>
 fn require_bucket(config: &Config) -> Result<(), StartError> {
     match &*config.storage.url {
         StorageUrl::File(path) if !absolute(path).is_dir() => Err(StartError::Nothing(absolute(path))),
-        StorageUrl::File(_) | StorageUrl::S3 { .. } | StorageUrl::Gcs { .. } => Ok(()),
+        StorageUrl::File(_) | StorageUrl::S3 { .. } | StorageUrl::Gcs { .. } | StorageUrl::Azure { .. } => Ok(()),
     }
 }
 
@@ -352,6 +355,13 @@ async fn open_store(config: &Config, purpose: Use) -> Result<Arc<dyn Store>, Sta
         }
         StorageUrl::Gcs { bucket, prefix } => {
             let store = Gcs::open(GcsOptions::configured(config, bucket, prefix)).await?;
+            if purpose == Use::Serve {
+                store.check_rights().await?;
+            }
+            Ok(Arc::new(store))
+        }
+        StorageUrl::Azure { container, prefix } => {
+            let store = Azure::open(AzureOptions::configured(config, container, prefix)).await?;
             if purpose == Use::Serve {
                 store.check_rights().await?;
             }

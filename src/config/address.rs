@@ -325,6 +325,13 @@ pub enum StorageUrl {
         /// What Berth's keys begin with, without a slash at either end; empty for the whole bucket.
         prefix: String,
     },
+    /// A container of Azure Blob Storage.
+    Azure {
+        /// The container's name.
+        container: String,
+        /// What Berth's keys begin with, without a slash at either end; empty for the whole container.
+        prefix: String,
+    },
 }
 
 impl StorageUrl {
@@ -336,7 +343,8 @@ impl StorageUrl {
 
 impl Written for StorageUrl {
     const NAME: &'static str = "StorageUrl";
-    const WANT: &'static str = "\"file:PATH\", \"s3://BUCKET/PREFIX\" or \"gs://BUCKET/PREFIX\"";
+    const WANT: &'static str =
+        "\"file:PATH\", \"s3://BUCKET/PREFIX\", \"gs://BUCKET/PREFIX\" or \"az://CONTAINER/PREFIX\"";
 
     fn read(text: &str) -> Option<Self> {
         if let Some(path) = text.strip_prefix("file:") {
@@ -347,6 +355,10 @@ impl Written for StorageUrl {
         match scheme {
             "s3" => Some(Self::S3 { bucket, prefix }),
             "gs" => Some(Self::Gcs { bucket, prefix }),
+            // There no segment of a name ends with a dot.
+            "az" if !prefix.split('/').any(|part| part.ends_with('.')) => {
+                Some(Self::Azure { container: bucket, prefix })
+            }
             _ => None,
         }
     }
@@ -356,6 +368,7 @@ impl Written for StorageUrl {
             Self::File(path) => return format!("file:{}", path.display()),
             Self::S3 { bucket, prefix } => ("s3", bucket, prefix),
             Self::Gcs { bucket, prefix } => ("gs", bucket, prefix),
+            Self::Azure { container, prefix } => ("az", container, prefix),
         };
         let slash = if prefix.is_empty() { "" } else { "/" };
         format!("{scheme}://{bucket}{slash}{prefix}")

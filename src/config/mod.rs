@@ -5,6 +5,7 @@
 //! where it came from, what was found and what is allowed. Nothing here acts on a setting.
 
 mod address;
+mod azure;
 mod error;
 mod gcs;
 mod layout;
@@ -27,6 +28,7 @@ use std::{
 pub use address::{
     CorsOrigin, IndexUrl, IssuerUrl, KeyPlace, Listen, Namespace, ProxyUrl, Realm, RedisUrl, Site, StorageUrl, UrlStart,
 };
+pub use azure::{AccessTier, Azure};
 pub use error::{ConfigError, Origin};
 pub use gcs::Gcs;
 pub use pattern::{AgentPattern, ClaimPattern, RepositoryPattern, TagPattern};

@@ -5,6 +5,7 @@ use std::{net::SocketAddr, ops::RangeInclusive, time::Duration};
 use super::{
     Sources,
     address::{IndexUrl, Listen, StorageUrl},
+    azure::Azure,
     error::ConfigError,
     gcs::Gcs,
     text::Written,
@@ -202,6 +203,7 @@ fn check_stores(config: &Config, sources: &Sources) -> Result<(), ConfigError> {
     let stores = [
         ("s3", "an s3://", storage.s3 != S3::default(), matches!(*storage.url, StorageUrl::S3 { .. })),
         ("gcs", "a gs://", storage.gcs != Gcs::default(), matches!(*storage.url, StorageUrl::Gcs { .. })),
+        ("azure", "an az://", storage.azure != Azure::default(), matches!(*storage.url, StorageUrl::Azure { .. })),
     ];
     for (name, scheme, is_set, is_used) in stores {
         let set = sources.first_under(&format!("storage.{name}")).filter(|_| is_set && !is_used);
@@ -308,7 +310,7 @@ fn check_collect(config: &Config, sources: &Sources) -> Result<(), ConfigError> 
 fn check_upload_memory(config: &Config, sources: &Sources) -> Result<(), ConfigError> {
     let (least, allowed) = match *config.storage.url {
         StorageUrl::File(_) => (Size(8 << 20), "want at least \"8MiB\", two parts of a blob in a directory"),
-        StorageUrl::S3 { .. } | StorageUrl::Gcs { .. } => {
+        StorageUrl::S3 { .. } | StorageUrl::Gcs { .. } | StorageUrl::Azure { .. } => {
             (Size(32 << 20), "want at least \"32MiB\", two parts of a blob in a bucket")
         }
     };

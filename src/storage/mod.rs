@@ -6,6 +6,7 @@
 
 mod kept;
 
+pub mod azure;
 pub mod gcs;
 pub mod key;
 pub mod local;
