@@ -57,11 +57,7 @@ impl Fault {
     /// Whether Azure says that it did nothing because it has too much to do.
     pub(super) fn is_too_busy(&self) -> bool {
         let Self::Refusal(refusal) = self else { return false };
-        match refusal.status {
-            StatusCode::TOO_MANY_REQUESTS => true,
-            StatusCode::SERVICE_UNAVAILABLE => refusal.code == "ServerBusy",
-            _ => false,
-        }
+        matches!(refusal.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE)
     }
 
     /// Whether the same request may succeed soon.
