@@ -32,11 +32,12 @@ check: ## All that a change must pass: format, lints, docs, tests, dependencies.
 	@command -v cargo-deny >/dev/null || $(CARGO) install --locked cargo-deny --version $(DENY_VERSION)
 	$(CARGO) deny --locked check bans licenses sources
 
-check-all: check ## That, and what is too long for each change: all other clients, Valkey, 5 GiB, 200 times kill -9, known vulnerabilities.
+check-all: check ## That, and what is too long for each change: all other clients, Valkey, fake-gcs-server, 5 GiB, 200 times kill -9, known vulnerabilities.
 	scripts/setup-check-all
 	$(CARGO) test --release --locked --test clients -- --test-threads=1 --nocapture
 	BERTH_TEST_REDIS_SERVER=$(CURDIR)/target/tools/valkey-server $(CARGO) test --locked --test it -- index:: rules_suspect:: e2e_redis::
-	for over in redis+s3 embedded+s3; do \
+	BERTH_TEST_GCS_SERVER=$(CURDIR)/target/tools/fake-gcs-server $(CARGO) test --locked --test it -- storage::
+	for over in redis+s3 embedded+s3 redis+gcs embedded+gcs; do \
 		BERTH_TEST_OVER=$$over $(CARGO) test --locked --test it -- rules_rebuild:: rules_tag:: rules_upload:: || exit; done
 	BERTH_CRASH_ROUNDS=200 $(CARGO) test --locked --test it e2e_crash:: -- --nocapture
 	$(CARGO) deny --locked check advisories

@@ -21,7 +21,7 @@ pub struct CloudCdn {
     /// What its URLs begin with, without a slash at the end.
     start: String,
     key_name: String,
-    key: MacKey,
+    key: [u8; 16],
 }
 
 /// The key stays out of logs.
@@ -36,7 +36,6 @@ impl CloudCdn {
     /// A load balancer whose URLs begin with `start` (no slash at its end, no query), and the key of that name
     /// that its backend has.
     pub fn new(start: &str, key_name: &str, key: [u8; 16]) -> Self {
-        let key = MacKey::new(HMAC_SHA1_FOR_LEGACY_USE_ONLY, &key);
         Self { start: start.to_owned(), key_name: key_name.to_owned(), key }
     }
 
@@ -46,7 +45,7 @@ impl CloudCdn {
         // Whole seconds: a part of one is cut off, so that no URL outlives what was asked for.
         let expires = now.saturating_add(life).as_secs();
         let url = format!("{}/{key}?Expires={expires}&KeyName={}", self.start, self.key_name);
-        let signature = URL_SAFE.encode(sign(&self.key, url.as_bytes()));
+        let signature = URL_SAFE.encode(sign(&MacKey::new(HMAC_SHA1_FOR_LEGACY_USE_ONLY, &self.key), url.as_bytes()));
         Ok(SignedUrl { url: format!("{url}&Signature={signature}"), life })
     }
 }

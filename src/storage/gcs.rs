@@ -169,25 +169,24 @@ impl Gcs {
         }
     }
 
-    /// A URL for the object that ends at `until` by the store's clock at the latest, in whole seconds; `None` where
-    /// that is less than one from now. Where `signer` asks IAM, it costs a request.
+    /// The second of the store's time that began last. URLs are dated by it, so that the store never sees a moment
+    /// that is still to come.
+    fn this_second(&self) -> StoreTime {
+        StoreTime(self.now().0 / 1000 * 1000)
+    }
+
+    /// A URL for the object that is good for so many seconds from `from` on; or, in one line, why nobody signed it.
     async fn signed(
         &self,
         signer: &Signer,
         method: &Method,
         endpoint: &str,
         key: &Key,
-        until: StoreTime,
-    ) -> Result<Option<String>, String> {
-        // The second that began last, so that the store never has to see a moment that is still to come.
-        let from = StoreTime(self.now().0 / 1000 * 1000);
-        let seconds = until.0.saturating_sub(from.0) / 1000;
-        if seconds == 0 {
-            return Ok(None);
-        }
+        (from, seconds): (StoreTime, u64),
+    ) -> Result<String, String> {
         let (bucket, name) = (&self.bucket, &self.object(key));
         let query: &[(&str, &str)] = if method == Method::GET { &ANSWER } else { &[] };
-        signer.url(Leave { method, endpoint, bucket, name, query, from, seconds }).await.map(Some)
+        signer.url(Leave { method, endpoint, bucket, name, query, from, seconds }).await
     }
 }
 
@@ -359,10 +358,9 @@ impl Store for Gcs {
     async fn sign(&self, key: &Key, life: Duration) -> Result<Option<SignedUrl>, StorageError> {
         let Some(signer) = &self.signer else { return Ok(None) };
         let life = life.min(signer.longest());
-        // A URL's life counts in whole seconds from the one that began last.
-        let until = self.now().plus(life).plus(Duration::from_millis(999));
-        let signed = self.signed(signer, &Method::GET, &self.public_endpoint, key, until).await;
+        let span = (self.this_second(), life.as_secs());
+        let signed = self.signed(signer, &Method::GET, &self.public_endpoint, key, span).await;
         let url = signed.map_err(|why| StorageError::Unavailable(key.to_string(), why))?;
-        Ok(url.map(|url| SignedUrl { url, life }))
+        Ok(Some(SignedUrl { url, life }))
     }
 }

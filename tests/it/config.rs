@@ -371,12 +371,52 @@ fn each_mistake_is_one_line() {
         (
             "",
             &[("BERTH_REDIRECT__CDN__KIND", "akamai")],
-            "redirect.cdn.kind (BERTH_REDIRECT__CDN__KIND): found \"akamai\"; want \"cloudfront\", the only one there is so far",
+            "redirect.cdn.kind (BERTH_REDIRECT__CDN__KIND): found \"akamai\"; want one of `cloudfront`, `cloud-cdn`",
         ),
         (
             "[redirect.cdn]\nkind = \"cloudfront\"\nurl = \"https://c\"\nkey_pair_id = \"K\"\nprivate_key = \"-----BEGIN PRIVATE KEY-----\"",
             &[],
             "redirect.cdn.kind (DIR/berth.toml:2): found while storage.url is \"file:berth-data\"; want a bucket in storage.url, or nothing in [redirect.cdn]",
+        ),
+        (
+            "[redirect.cdn]\nkind = \"cloud-cdn\"\nurl = \"https://c\"\nkey_name = \"k\"",
+            &[],
+            "redirect.cdn.kind (DIR/berth.toml:2): found without redirect.cdn.key; want all of kind, url, key_name and key, or none",
+        ),
+        (
+            "[redirect.cdn]\nkind = \"cloud-cdn\"\nurl = \"https://c\"\nkey_name = \"k\"\nkey = \"AAAAAAAAAAAAAAAAAAAAAA==\"\nkey_pair_id = \"K\"",
+            &[],
+            "redirect.cdn.key_pair_id (DIR/berth.toml:6): found with a redirect.cdn.kind that has none; want all of kind, url, key_name and key, or none",
+        ),
+        (
+            "",
+            &[("BERTH_REDIRECT__CDN__KEY", "c2hvcnQ=")],
+            "redirect.cdn.key (BERTH_REDIRECT__CDN__KEY): found ***; want 16 bytes in base64 for URLs: 24 letters, digits, - and _, the last two of them =",
+        ),
+        (
+            "[redirect.cdn]\nkey_name = \"a b\"",
+            &[],
+            "redirect.cdn.key_name (DIR/berth.toml:2): found \"a b\"; want a key's name: up to 63 letters, digits, _ and -",
+        ),
+        (
+            "[storage.gcs]\nsign_as = \"a@b\"",
+            &[("BERTH_STORAGE__URL", "s3://b"), ("BERTH_INDEX__URL", "embedded:x")],
+            "storage.gcs.sign_as (DIR/berth.toml:2): found while storage.url is \"s3://b\"; want a gs:// URL in storage.url, or nothing in [storage.gcs]",
+        ),
+        (
+            "",
+            &[("BERTH_STORAGE__GCS__CREDENTIALS", "/etc/berth/key.json")],
+            "storage.gcs.credentials (BERTH_STORAGE__GCS__CREDENTIALS): found ***; want the JSON of a service account's key or of a workload identity, as Google gives it out",
+        ),
+        (
+            "",
+            &[("BERTH_STORAGE__URL", "gs://b//p")],
+            "storage.url (BERTH_STORAGE__URL): found \"gs://b//p\"; want \"file:PATH\", \"s3://BUCKET/PREFIX\" or \"gs://BUCKET/PREFIX\"",
+        ),
+        (
+            "",
+            &[("BERTH_STORAGE__URL", "gs://b")],
+            "index.url (default): found \"embedded\", and storage.url (gs://b) is no directory to keep it in; want \"embedded:PATH\" or \"redis://HOST:PORT/DATABASE\"",
         ),
         (
             "[redirect.cdn]\nprivate_key_file = \"DIR/secret\"",

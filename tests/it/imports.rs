@@ -42,16 +42,16 @@ const LEVELS: [&[&str]; 14] = [
 ];
 
 /// The foreign crates that have owners, and exactly who imports each.
-const OWNED: [(&str, &[&str]); 37] = [
+const OWNED: [(&str, &[&str]); 38] = [
     ("argon2", &["auth"]),
     ("aws_config", &["storage"]),
     ("aws_credential_types", &["storage"]),
-    ("aws_lc_rs", &["auth", "redirect"]),
+    ("aws_lc_rs", &["auth", "redirect", "storage"]),
     ("aws_sdk_s3", &["storage"]),
     ("aws_smithy_runtime_api", &["storage"]),
     ("aws_types", &["storage"]),
     ("axum", &["api", "app", "server"]),
-    ("base64", &["auth", "cli", "redirect", "registry", "upload"]),
+    ("base64", &["auth", "cli", "config", "redirect", "registry", "storage", "upload"]),
     ("bcrypt", &["auth"]),
     ("chrono", &["auth", "cli", "storage"]),
     ("clap", &["cli"]),
@@ -67,11 +67,12 @@ const OWNED: [(&str, &[&str]); 37] = [
     ("object_store", &["storage"]),
     ("prometheus_client", &["server", "telemetry"]),
     ("quick_cache", &["auth", "redirect", "registry"]),
+    ("quick_xml", &["storage"]),
     ("redb", &["index"]),
     ("redis", &["index"]),
     ("reqwest", &["auth", "cli", "storage"]),
     ("rustix", &["epoch", "storage", "telemetry"]),
-    ("rustls", &["index", "redirect", "server"]),
+    ("rustls", &["index", "redirect", "server", "storage"]),
     ("schemars", &["config"]),
     ("serde_path_to_error", &["config"]),
     ("sha2", &["auth", "oci", "upload"]),

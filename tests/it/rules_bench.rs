@@ -22,7 +22,7 @@ use berth::{
     reader::Reader,
     reconcile,
     registry::{Options, OtherIndex, Registry, Repository},
-    storage::{Key, Store, local::Local, s3::S3},
+    storage::{Key, Store, gcs::Gcs, local::Local, s3::S3},
     upload::Incoming,
     worker,
 };
@@ -31,7 +31,7 @@ use futures_util::TryStreamExt;
 use ulid::Ulid;
 
 use crate::{
-    redis_server, s3_server, storage,
+    gcs_server, redis_server, s3_server, storage,
     wrappers::{Clock, Probe, WatchedConnect, WatchedStore},
 };
 
@@ -69,8 +69,8 @@ pub(crate) struct Bench {
     _held: Vec<Box<dyn Any + Send + Sync>>,
 }
 
-/// What the tests of the rules run over, where they don't say it themselves: `redis+s3` or `embedded+s3` in this
-/// variable, else a directory with its embedded index.
+/// What the tests of the rules run over, where they don't say it themselves: `redis+s3`, `embedded+s3`, `redis+gcs` or
+/// `embedded+gcs` in this variable, else a directory with its embedded index.
 const OVER: &str = "BERTH_TEST_OVER";
 
 /// Over an embedded index and a local directory, or what [`OVER`] says.
@@ -78,6 +78,8 @@ pub(crate) async fn local(options: Options) -> Bench {
     match std::env::var(OVER).as_deref() {
         Ok("redis+s3") => remote(options).await,
         Ok("embedded+s3") => alone(options).await,
+        Ok("redis+gcs") => google(options, true).await,
+        Ok("embedded+gcs") => google(options, false).await,
         Ok(other) => panic!("{OVER}: {other}"),
         Err(_) => in_directory(options).await,
     }
@@ -110,6 +112,25 @@ pub(crate) async fn alone(options: Options) -> Bench {
     let store: Arc<dyn Store> = Arc::new(S3::open(storage::options(&bucket)).await.unwrap());
     let connect = Arc::new(Embedded::open(directory.path(), false).unwrap());
     Bench::open(store, connect, 5 << 20, options, vec![Box::new(directory), Box::new(bucket)]).await
+}
+
+/// Over what plays Google Cloud Storage, and Redis or an embedded index.
+async fn google(options: Options, with_redis: bool) -> Bench {
+    let bucket = gcs_server::start().await;
+    let store: Arc<dyn Store> = Arc::new(Gcs::open(bucket.options()).await.unwrap());
+    let mut held: Vec<Box<dyn Any + Send + Sync>> = vec![Box::new(bucket)];
+    let connect: Arc<dyn Connect> = if with_redis {
+        let redis = redis_server::start().await;
+        let connect = Arc::new(Redis::new(&redis.url(), "berth").unwrap());
+        held.push(Box::new(redis));
+        connect
+    } else {
+        let directory = tempfile::tempdir().unwrap();
+        let connect = Arc::new(Embedded::open(directory.path(), false).unwrap());
+        held.push(Box::new(directory));
+        connect
+    };
+    Bench::open(store, connect, 5 << 20, options, held).await
 }
 
 /// Over a Redis and a bucket that the test keeps.

@@ -96,13 +96,12 @@ impl Gcs {
     /// that asks, and its rights are what counts for them.
     async fn try_signature(&self, signer: &Signer, probe: &Key) -> Result<(), StorageError> {
         let email = signer.email();
-        let until = self.now().plus(TRIAL);
-        let url = self.signed(signer, &Method::GET, &self.endpoint, probe, until).await.map_err(|why| {
+        let span = (self.this_second(), TRIAL.as_secs());
+        let url = self.signed(signer, &Method::GET, &self.endpoint, probe, span).await.map_err(|why| {
             let grant = format!("grant iam.serviceAccounts.signBlob on {email} (Service Account Token Creator)");
             self.refused(format!("nobody signs URLs as {email} ({why}): {grant}"))
         })?;
-        let (status, body) =
-            self.ask(Method::GET, &url.unwrap_or_default(), None).await.map_err(|text| self.unusable(text))?;
+        let (status, body) = self.ask(Method::GET, &url, None).await.map_err(|text| self.unusable(text))?;
         if status.is_success() && body == PROBE {
             return Ok(());
         }

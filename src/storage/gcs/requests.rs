@@ -170,14 +170,20 @@ impl Gcs {
     /// emulator's, which has none at all.
     pub(super) async fn remove(&self, key: &Key, deadline: StoreTime) -> Result<(), StorageError> {
         let about = key.to_string();
+        let from = self.this_second();
+        let seconds = deadline.0.saturating_sub(from.0) / 1000;
         let url = match &self.signer {
+            _ if seconds == 0 => return Err(StorageError::TooLate(about)),
             Some(signer) => {
-                let signed = self.signed(signer, &Method::DELETE, &self.endpoint, key, deadline).await;
+                let signed = self.signed(signer, &Method::DELETE, &self.endpoint, key, (from, seconds)).await;
                 signed.map_err(|why| StorageError::Unavailable(about.clone(), why))?
             }
-            None => Some(format!("{}{}", self.endpoint, object_path(&self.bucket, &self.object(key)))),
+            None => format!("{}{}", self.endpoint, object_path(&self.bucket, &self.object(key))),
         };
-        let Some(url) = url.filter(|_| self.now() <= deadline) else { return Err(StorageError::TooLate(about)) };
+        // To sign may have taken a while.
+        if self.now() > deadline {
+            return Err(StorageError::TooLate(about));
+        }
         let (status, body) = match self.ask(Method::DELETE, &url, None).await {
             Ok(answer) => answer,
             Err(text) => return Err(StorageError::Unavailable(about, text)),
