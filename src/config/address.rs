@@ -626,10 +626,23 @@ mod tests {
             ("s3://bucket", "s3://bucket"),
             ("s3://bucket/", "s3://bucket"),
             ("s3://bucket/a/b/", "s3://bucket/a/b"),
+            ("gs://bucket/a/", "gs://bucket/a"),
+            ("az://container/a/", "az://container/a"),
         ] {
             assert_eq!(StorageUrl::read(text).unwrap().write(), shown, "{text}");
         }
-        for bad in ["", "file:", "berth-data", "s3://", "s3:///a", "s3://b//a", "s3://b/../a", "s3://b/a b", "gs://b"] {
+        for bad in [
+            "",
+            "file:",
+            "berth-data",
+            "s3://",
+            "s3:///a",
+            "s3://b//a",
+            "s3://b/../a",
+            "s3://b/a b",
+            "az://c/a./b",
+            "ftp://b",
+        ] {
             assert_eq!(StorageUrl::read(bad), None, "{bad}");
         }
     }

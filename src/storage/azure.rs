@@ -147,7 +147,7 @@ impl Azure {
         Ok(Some((SigningKey::Delegated(held.value), life)))
     }
 
-    /// A signature for one object, as a query; `None` where nothing can sign. `by` is where it will be used.
+    /// A signature for one object, as a query. `by` is where it will be used.
     fn signature(
         &self,
         key: &SigningKey,
@@ -155,10 +155,12 @@ impl Azure {
         object: &Key,
         until: StoreTime,
         by: &str,
-    ) -> Option<String> {
+    ) -> Result<String, StorageError> {
         let blob = self.names.of(&object.to_string());
         let (account, container) = (self.account.as_str(), self.container_name.as_str());
-        sas::query(key, permission, Target { account, container, blob: &blob, https: by.starts_with("https:") }, until)
+        let target = Target { account, container, blob: &blob, https: by.starts_with("https:") };
+        let unfit = || StorageError::Refused(object.to_string(), "the key that signs is none".to_owned());
+        sas::query(key, permission, target, until).ok_or_else(unfit)
     }
 
     /// Sends a request that changes an object, signed so that Azure refuses it after `deadline`. Where nothing
@@ -176,11 +178,14 @@ impl Azure {
             return Err(StorageError::TooLate(about));
         }
         let signature =
-            signing.and_then(|(signing, _)| self.signature(&signing, permission, key, deadline, &self.container));
-        let ask = Ask { signature, ..ask };
+            signing.map(|(signing, _)| self.signature(&signing, permission, key, deadline, &self.container));
+        let ask = Ask { signature: signature.transpose()?, ..ask };
         match self.calls.ask_before(deadline, &ask).await {
             Ok(_) => Ok(()),
-            Err(fault) if ask.signature.is_some() && fault.is_expired() => Err(StorageError::TooLate(about)),
+            // A signature ends with a whole second.
+            Err(fault) if fault.is_expired(self.now().plus(Duration::from_secs(1)) > deadline) => {
+                Err(StorageError::TooLate(about))
+            }
             Err(fault) => Err(fault.explain(&about)),
         }
     }
@@ -303,8 +308,8 @@ impl Store for Azure {
         let Some((signing, most)) = signing else { return Ok(None) };
         let life = most.map_or(life, |most| life.min(most));
         let until = self.now().plus(life);
-        let query = self.signature(&signing, Permission::Read, key, until, &self.public);
-        let url = |query| format!("{}/{}?{query}", self.public, self.names.of(&key.to_string()));
-        Ok(query.map(|query| SignedUrl { url: url(query), life }))
+        let query = self.signature(&signing, Permission::Read, key, until, &self.public)?;
+        let url = format!("{}/{}?{query}", self.public, self.names.of(&key.to_string()));
+        Ok(Some(SignedUrl { url, life }))
     }
 }

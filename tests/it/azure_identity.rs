@@ -12,8 +12,8 @@ use std::{
 };
 
 use axum::{
-    Form, Json, Router,
-    extract::{Path as UrlPath, Query, State},
+    Router,
+    extract::{Path as UrlPath, RawQuery, State},
     http::{HeaderMap, StatusCode},
     response::{IntoResponse, Response},
     routing::{get, post},
@@ -82,12 +82,19 @@ impl Entra {
     }
 }
 
+/// What a form or a query says, by name.
+fn pairs(text: &str) -> HashMap<String, String> {
+    let url = reqwest::Url::parse(&format!("http://localhost/?{text}")).unwrap();
+    url.query_pairs().map(|(name, value)| (name.into_owned(), value.into_owned())).collect()
+}
+
+fn json_answer(status: StatusCode, value: &Value) -> Response {
+    (status, [("content-type", "application/json")], value.to_string()).into_response()
+}
+
 /// As <https://learn.microsoft.com/entra/identity-platform/v2-oauth2-client-creds-grant-flow> has it.
-async fn to_application(
-    State(entra): State<Entra>,
-    UrlPath(tenant): UrlPath<String>,
-    Form(form): Form<HashMap<String, String>>,
-) -> Response {
+async fn to_application(State(entra): State<Entra>, UrlPath(tenant): UrlPath<String>, form: String) -> Response {
+    let form = pairs(&form);
     let said = |name: &str| form.get(name).map(String::as_str).unwrap_or_default();
     let by_secret = said("client_secret") == SECRET;
     let by_pod = said("client_assertion") == POD
@@ -97,30 +104,27 @@ async fn to_application(
     let asks = said("grant_type") == "client_credentials" && said("scope") == "https://storage.azure.com/.default";
     if !known || !asks {
         let error = json!({ "error": "invalid_client", "error_description": "AADSTS7000215: not known" });
-        return (StatusCode::UNAUTHORIZED, Json(error)).into_response();
+        return json_answer(StatusCode::UNAUTHORIZED, &error);
     }
-    Json(json!({ "token_type": "Bearer", "expires_in": entra.life, "access_token": entra.token() })).into_response()
+    let answer = json!({ "token_type": "Bearer", "expires_in": entra.life, "access_token": entra.token() });
+    json_answer(StatusCode::OK, &answer)
 }
 
 /// As <https://learn.microsoft.com/entra/identity/managed-identities-azure-resources/how-to-use-vm-token> has it.
-async fn to_machine(
-    State(entra): State<Entra>,
-    headers: HeaderMap,
-    Query(query): Query<HashMap<String, String>>,
-) -> Response {
+async fn to_machine(State(entra): State<Entra>, headers: HeaderMap, RawQuery(query): RawQuery) -> Response {
+    let query = pairs(&query.unwrap_or_default());
     let said = |name: &str| query.get(name).map(String::as_str).unwrap_or_default();
     entra.note(&format!("machine {}", said("client_id")));
     let asks = said("resource").trim_end_matches('/') == "https://storage.azure.com" && !said("api-version").is_empty();
     if !asks || headers.get("metadata").is_none_or(|value| value != "true") {
-        return (StatusCode::BAD_REQUEST, Json(json!({ "error": "invalid_request" }))).into_response();
+        return json_answer(StatusCode::BAD_REQUEST, &json!({ "error": "invalid_request" }));
     }
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
-    let until = (now + entra.life).to_string();
     let answer = json!({
-        "access_token": entra.token(), "token_type": "Bearer", "expires_on": until,
+        "access_token": entra.token(), "token_type": "Bearer", "expires_on": (now + entra.life).to_string(),
         "expires_in": entra.life.to_string(), "resource": "https://storage.azure.com",
     });
-    Json(answer).into_response()
+    json_answer(StatusCode::OK, &answer)
 }
 
 /// A container over TLS, and the file that makes one trust it.
@@ -232,7 +236,6 @@ async fn who_is_not_known_is_said_in_one_line() {
     let expired = Entra::start(0).await;
     let asks =
         Asks::Machine { client: None, endpoint: Some(format!("{}/metadata/identity/oauth2/token", expired.url)) };
-    tokio::time::sleep(Duration::from_millis(1100)).await;
     let said = Azure::open(trusting(container.asked_by(asks), &trusted)).await.expect_err("expired").to_string();
     assert!(said.contains("Azure doesn't accept a managed identity (AuthenticationFailed)"), "{said}");
 }
@@ -318,7 +321,7 @@ async fn a_signature_does_in_place_of_a_key() {
     let given = format!("?{}", signature(&container, "racwdl", Duration::from_secs(3600)));
     let store = works(Azure::open(container.asked_by(Asks::Signature(given))).await.unwrap()).await;
     assert!(store.sign(&Key::Format, Duration::from_secs(60)).await.unwrap().is_none());
-    let soon = store.now().plus(Duration::from_secs(2));
+    let soon = store.now().plus(Duration::from_secs(1));
     let late = store.delete(&Key::Format, soon).await;
     assert!(matches!(late, Err(StorageError::TooLate(_))), "{late:?}");
     assert!(store.stat(&Key::Format).await.unwrap().is_some());

@@ -39,7 +39,7 @@ impl Source for Delegation {
             now.rfc3339(),
             now.plus(LIFE).rfc3339()
         );
-        let ask = Ask::new(Method::POST, format!("{}/", self.endpoint))
+        let ask = Ask::new(Method::POST, self.endpoint.clone())
             .with_query("restype", "service")
             .with_query("comp", "userdelegationkey")
             .with_header("content-type", "application/xml")

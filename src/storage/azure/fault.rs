@@ -72,11 +72,11 @@ impl Fault {
         }
     }
 
-    /// Whether the signature of the request had expired.
-    pub(super) fn is_expired(&self) -> bool {
+    /// Whether the signature of the request had expired: by what Azure says, or by its clock.
+    pub(super) fn is_expired(&self, is_over: bool) -> bool {
         let Self::Refusal(refusal) = self else { return false };
         refusal.status == StatusCode::FORBIDDEN
-            && ["not valid in the specified time frame", "expired"].iter().any(|text| refusal.said.contains(text))
+            && (is_over || refusal.said.contains("not valid in the specified time frame"))
     }
 
     /// What it means for the caller. `about` is the key.

@@ -38,7 +38,7 @@ const RETRY: RetryConfig = RetryConfig {
 };
 
 /// Who asks. Clones share tokens.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(super) enum Identity {
     /// Somebody who has the account's key, which also signs.
     Key(Arc<AzureCredential>, AccountKey),
@@ -46,6 +46,17 @@ pub(super) enum Identity {
     Signature(Arc<AzureCredential>),
     /// Somebody whom Microsoft Entra knows.
     Known(Kept<Tokens>),
+}
+
+/// Proofs stay out of logs.
+impl fmt::Debug for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Key(..) => "Key",
+            Self::Signature(_) => "Signature",
+            Self::Known(_) => "Known",
+        })
+    }
 }
 
 impl Identity {
@@ -90,12 +101,6 @@ impl Source for Tokens {
     async fn find(&self) -> Result<(Arc<AzureCredential>, Option<SystemTime>), String> {
         let token = self.0.get_credential().await.map_err(|error| text_of(&error))?;
         Ok((token, Some(SystemTime::now() + HOLD)))
-    }
-}
-
-impl fmt::Debug for Tokens {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Tokens")
     }
 }
 

@@ -23,10 +23,6 @@ use super::{
 /// The longest that a lease with an end lasts, in seconds.
 const LONGEST_LEASE: u64 = 60;
 
-/// How long before the deadline a broken lease ends, in seconds: taking and breaking it take a while, and Azure's
-/// time is known to the second.
-const LEASE_MARGIN: u64 = 3;
-
 impl Azure {
     /// As [`super::Store::delete`].
     pub(super) async fn remove(&self, key: &Key, deadline: StoreTime) -> Result<(), StorageError> {
@@ -46,9 +42,11 @@ impl Azure {
     async fn remove_leased(&self, key: &Key, deadline: StoreTime) -> Result<(), StorageError> {
         let about = key.to_string();
         let left = deadline.0.saturating_sub(self.now().0) / 1000;
-        let Some(span) = left.min(LONGEST_LEASE).checked_sub(LEASE_MARGIN).filter(|span| *span > 0) else {
+        // The lease lasts for half of what is left: taking and breaking it have the other half.
+        let span = left.min(LONGEST_LEASE) / 2;
+        if span == 0 {
             return Err(StorageError::TooLate(about));
-        };
+        }
         let failed = |fault: Fault| fault.explain(&about);
         let (lease, longest) = (guid(Ulid::r#gen()), LONGEST_LEASE.to_string());
         let taken = self.lease(key, "acquire").with_header("x-ms-lease-duration", longest);

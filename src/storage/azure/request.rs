@@ -32,8 +32,8 @@ const RETRIES: usize = 4;
 /// The version of the service that is spoken. The library's own requests name it as well.
 const VERSION: &str = "2023-11-03";
 
-/// One request.
-#[derive(Clone, Debug)]
+/// One request. It may hold a signature, so it is nothing for a log.
+#[derive(Clone)]
 pub(super) struct Ask {
     pub(super) method: Method,
     /// The whole URL but for its query.
