@@ -284,6 +284,10 @@ async fn crane_pushes_and_pulls_from_the_service() {
         container.settings().into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
     environment.push(("BERTH_INDEX__URL".to_owned(), format!("embedded:{}", index.path().display())));
     environment.push(("BERTH_INDEX__MARGIN".to_owned(), "200ms".to_owned()));
+    // Crane follows no redirect to another host of this machine.
+    let (site, account) = container.endpoint.rsplit_once('/').unwrap();
+    let front = storage_front::start(site).await;
+    environment.push(("BERTH_STORAGE__AZURE__PUBLIC_ENDPOINT".to_owned(), format!("{}/{account}", front.endpoint)));
     let berth: Berth = Setup { environment, ..Setup::default() }.start();
     let image = push_index(&crane, &berth.host());
     crane.run(&["validate", "--remote", &image]);
@@ -296,6 +300,8 @@ async fn crane_pushes_and_pulls_from_the_service() {
     assert!(value("redirected") > 6 << 20, "{page}");
     assert_eq!(value("streamed"), 0, "{page}");
     assert!(!berth.log().contains("sig="), "a signed URL is in the log");
+    let fetched = front.seen();
+    assert!(!fetched.is_empty() && fetched.iter().all(|seen| seen.query.contains("sig=")), "{fetched:?}");
     // A large layer goes up in blocks.
     crane.tar("large.tar", 3, 40 << 20);
     let large = format!("{}/team/large:1", berth.host());

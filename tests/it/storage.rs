@@ -506,7 +506,18 @@ async fn a_signed_url_lets_anyone_get_and_do_nothing_else() {
         let part = client.get(&url).header("range", "bytes=2-3").send().await.expect("get");
         assert_eq!((part.status().as_u16(), part.text().await.expect("text")), (206, "gn".to_owned()));
         assert_eq!(client.delete(&url).send().await.expect("delete").status().as_u16(), 403);
-        assert_eq!(client.put(&url).body("x").send().await.expect("put").status().as_u16(), 403);
+        assert_eq!(
+            client
+                .put(&url)
+                .header("x-ms-blob-type", "BlockBlob")
+                .body("x")
+                .send()
+                .await
+                .expect("put")
+                .status()
+                .as_u16(),
+            403
+        );
         assert_eq!(whole(&store, &key).await.expect("read"), "signed");
     }
 }
