@@ -2,8 +2,12 @@
 //! the wire, deadlines that the service itself keeps, a signature in place of a key, and starts that can't work.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
+use axum::{Router, extract::Request, response::IntoResponse};
 use berth::{
     oci::{Algorithm, Digest},
     storage::{
@@ -14,7 +18,7 @@ use berth::{
     },
 };
 use bytes::Bytes;
-use http::Method;
+use http::{Method, StatusCode};
 use tempfile::TempDir;
 
 use crate::{
@@ -256,6 +260,47 @@ async fn a_container_that_cannot_be_used_is_said_in_one_line() {
     let store = container.open().await;
     store.check_rights().await.unwrap();
     assert!(store.list("probe/", None, 10).await.unwrap().objects.is_empty());
+}
+
+/// Where files and folders are told apart, each answer about a blob says which it is.
+#[tokio::test]
+async fn a_hierarchical_namespace_is_refused() {
+    let kept = Arc::new(Mutex::new(Bytes::new()));
+    let answer = move |request: Request| async move {
+        let list = "<?xml version=\"1.0\"?><EnumerationResults><Blobs /><NextMarker /></EnumerationResults>";
+        let kind = [("x-ms-resource-type", "file"), ("etag", "1"), ("last-modified", "Sat, 21 Nov 2026 10:00:05 GMT")];
+        if request.uri().path() == "/container" {
+            return list.into_response();
+        }
+        if request.method() == Method::PUT {
+            let body = axum::body::to_bytes(request.into_body(), 1 << 20).await.unwrap();
+            *kept.lock().unwrap() = body;
+            return StatusCode::CREATED.into_response();
+        }
+        let body = kept.lock().unwrap().clone();
+        (kind, body).into_response()
+    };
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoint = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move { axum::serve(listener, Router::new().fallback(answer)).await });
+    let options = azurite::start().await.options();
+    let store = Azure::open(AzureOptions { endpoint, container: "container".to_owned(), ..options }).await.unwrap();
+    let said = store.check_rights().await.expect_err("refused").to_string();
+    assert!(said.contains("the account has a hierarchical namespace") && !said.contains('\n'), "{said}");
+}
+
+#[tokio::test]
+async fn a_pull_that_breaks_goes_on_from_where_it_was() {
+    let (front, _container, options) = behind_a_front().await;
+    let store: Arc<dyn Store> = Arc::new(Azure::open(options).await.unwrap());
+    let key = data();
+    store.put(&key, vec![pattern(1 << 20)], None).await.unwrap();
+    front.seen();
+    let mut faults = vec![Fault::CutAfter(300_000), Fault::CutAfter(200_000)];
+    front.strike(move |_| faults.pop());
+    assert!(whole(&store, &key).await.unwrap() == pattern(1 << 20));
+    let ranges: Vec<String> = front.seen().iter().map(|seen| seen.header("range").to_owned()).collect();
+    assert_eq!(ranges, ["", "bytes=200000-1048575", "bytes=500000-1048575"]);
 }
 
 #[tokio::test]
