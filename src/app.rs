@@ -5,7 +5,7 @@ mod access;
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use axum::Router;
@@ -35,6 +35,7 @@ use crate::{
         redis::{Redis, Tls as IndexTls},
     },
     inspect::Inspector,
+    outbound::Proxy,
     reconcile,
     redirect::{Redirects, cloudfront::UnfitKey},
     registry::{Options, OtherIndex, Registry},
@@ -155,7 +156,7 @@ impl App {
         let options = Options { collected: metrics.collected.clone(), ..options(&config) };
         let registry = Registry::open(store, index, options, other).await?;
         let roster = Arc::new(Roster::new(Arc::clone(&registry)));
-        let issuers = Issuers::open(&config.auth.oidc, Pace::default())?;
+        let issuers = Issuers::open(&config.auth.oidc, Proxy::of(&config.proxy).as_ref(), Pace::default())?;
         // Kinds of password that cost little are asked first.
         let logins: Vec<Arc<dyn Logins>> = vec![Arc::new(AccountLogins(Arc::clone(&roster))), Arc::new(issuers)];
         let access = Access::open(&config, logins)?;
@@ -430,29 +431,45 @@ fn absolute(path: &std::path::Path) -> PathBuf {
 
 /// Fills an index that doesn't know the whole bucket yet: at the start, and each time that a new epoch begins.
 async fn reconcile_all(registry: Arc<Registry>) {
+    let mut said = Instant::now();
     loop {
         match registry.is_settled().await {
-            Ok(true) => {}
-            Ok(false) => match reconcile::walk(&registry, |_, _| {}).await {
-                Ok(walked) => {
-                    let reconcile::Walked { repositories, adopted, roster: _ } = walked;
-                    let reconcile::Adopted { links, manifests, tags, dangling } = adopted;
-                    if repositories > 0 {
-                        tracing::info!(
-                            repositories,
-                            links,
-                            manifests,
-                            tags,
-                            dangling,
-                            "the index was filled from the bucket"
-                        );
-                    }
+            Ok(false) => {}
+            settled => {
+                if let Err(error) = settled {
+                    tracing::debug!(%error, "filling the index has to wait");
                 }
-                Err(error) => tracing::warn!(%error, "filling the index from the bucket stopped; it will go on"),
-            },
-            Err(error) => tracing::debug!(%error, "filling the index has to wait"),
+                tokio::time::sleep(LOOK).await;
+                continue;
+            }
         }
-        tokio::time::sleep(LOOK).await;
+        match reconcile::step(&registry).await {
+            Ok(reconcile::Step::Went(so_far)) if said.elapsed() > LOOK => {
+                said = Instant::now();
+                let (repositories, last) =
+                    (so_far.walked.repositories, so_far.last.as_ref().map(tracing::field::display));
+                tracing::info!(
+                    repositories,
+                    last,
+                    "the index is being filled from the bucket, which answers for the rest"
+                );
+            }
+            Ok(reconcile::Step::Went(_)) => {}
+            Ok(reconcile::Step::Over(all)) => report(&all.walked),
+            Ok(reconcile::Step::Elsewhere(_)) => tokio::time::sleep(LOOK).await,
+            Err(error) => {
+                tracing::warn!(%error, "filling the index from the bucket stopped; it will go on");
+                tokio::time::sleep(LOOK).await;
+            }
+        }
+    }
+}
+
+fn report(walked: &reconcile::Walked) {
+    let reconcile::Walked { repositories, adopted, roster: _ } = *walked;
+    let reconcile::Adopted { links, manifests, tags, dangling } = adopted;
+    if repositories > 0 {
+        tracing::info!(repositories, links, manifests, tags, dangling, "the index was filled from the bucket");
     }
 }
 
@@ -467,6 +484,7 @@ async fn watch(registry: Arc<Registry>, readiness: Readiness, metrics: Arc<Metri
     loop {
         let lease = registry.lease().await;
         metrics.index_believed.set(i64::from(lease.is_ok()));
+        metrics.index_settled.set(i64::from(registry.is_settled().await.unwrap_or_default()));
         match lease.map_err(|error| (error.is_suspect(), error.cause.unwrap_or(error.message))) {
             Ok(_) => readiness.set("index", None),
             Err((true, reason)) if registry.check_bucket().await.is_ok() => readiness.degrade("index", reason),

@@ -16,6 +16,7 @@ pub mod index;
 pub mod inspect;
 pub mod manifest;
 pub mod oci;
+pub mod outbound;
 pub mod reader;
 pub mod reconcile;
 pub mod redirect;

@@ -5,81 +5,36 @@
 //! then the shards are settled. It only ever adds what the shard doesn't know, so it may run beside pushes,
 //! and twice.
 
+mod walk;
+
 use std::{collections::BTreeMap, sync::Arc};
 
-use futures_util::{StreamExt, TryStreamExt, future::try_join_all, stream};
+use futures_util::{StreamExt, TryStreamExt, stream};
 use ulid::Ulid;
 
+pub use crate::index::facts::{Adopted, Walked};
 use crate::{
-    epoch::Lease,
     error::{Error, Result},
     index::{
-        Ask, Batch, Check, Fact, Outcome, Shard, Write,
+        Ask, Batch, Check, Fact, Outcome, Write,
         facts::{
             self, DataFact, DataState, IntendedManifest, IntentFact, LinkFact, ManifestFact, TagFact, TagState, Target,
             TrashFact,
         },
     },
     manifest::needed,
-    oci::{Digest, Manifest, RepositoryName, Tag, manifest::MAX_MANIFEST},
+    oci::{Digest, Manifest, Tag, manifest::MAX_MANIFEST},
     registry::{Registry, Repository, found},
-    roster::{self, AdoptedRoster},
+    roster,
     storage::{DataKey, Key, Revision, key, read_small},
     tag::Reserved,
 };
 
+use walk::Place;
+pub use walk::{Step, status, step, walk};
+
 /// How many links or manifests are looked at side by side.
 const SIDE_BY_SIDE: usize = 32;
-
-/// What a walk over the bucket found.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Walked {
-    /// Repositories.
-    pub repositories: usize,
-    /// What was adopted in all of them.
-    pub adopted: Adopted,
-    /// What was adopted of the roster.
-    pub roster: AdoptedRoster,
-}
-
-/// What was adopted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Adopted {
-    /// Links.
-    pub links: usize,
-    /// Manifests.
-    pub manifests: usize,
-    /// Tags.
-    pub tags: usize,
-    /// Links, manifests and tags of which something is missing; each has a line in the log.
-    pub dangling: usize,
-}
-
-/// Reconciles the roster and every repository of the bucket, then settles the shards. `progress` is told of each.
-pub async fn walk(registry: &Arc<Registry>, mut progress: impl FnMut(&RepositoryName, Walked)) -> Result<Walked> {
-    let mut walked = Walked { roster: roster::reconcile(registry).await?, ..Walked::default() };
-    let mut repositories = Repositories::default();
-    while let Some(name) = repositories.next(registry).await? {
-        let adopted = registry.unreconciled(&name).await?.ensure_reconciled().await?;
-        walked.repositories += 1;
-        walked.adopted.links += adopted.links;
-        walked.adopted.manifests += adopted.manifests;
-        walked.adopted.tags += adopted.tags;
-        walked.adopted.dangling += adopted.dangling;
-        progress(&name, walked);
-    }
-    let lease = registry.lease().await?;
-    try_join_all(lease.names.shards().map(|shard| settle(&lease, shard))).await?;
-    Ok(walked)
-}
-
-/// Notes that all of a shard's repositories are known.
-async fn settle(lease: &Lease, shard: Shard) -> Result<()> {
-    let writes = vec![Write::Put(lease.names.settled(), bytes::Bytes::new())];
-    lease.commit(shard, Batch { writes, ..Batch::default() }).await?;
-    lease.saw_settled(shard);
-    Ok(())
-}
 
 /// Makes the tags and the roster of a bucket that is a copy count: where copying has lost the time at which the newest
 /// revision of one was written, a revision of this epoch is written that says the same. Only for a bucket that
@@ -88,51 +43,11 @@ async fn settle(lease: &Lease, shard: Shard) -> Result<()> {
 /// A write that was never acknowledged, and came too late, may be what it finds: then it happens now.
 pub async fn restamp(registry: &Arc<Registry>) -> Result<usize> {
     let mut restamped = roster::restamp(registry).await?;
-    let mut repositories = Repositories::default();
-    while let Some(name) = repositories.next(registry).await? {
+    let mut place = Place::default();
+    while let Some(name) = place.next(registry).await? {
         restamped += registry.unreconciled(&name).await?.restamp_tags().await?;
     }
     Ok(restamped)
-}
-
-/// The repositories that the bucket has, one after the other.
-#[derive(Debug, Default)]
-struct Repositories {
-    after: Option<String>,
-    last: Option<RepositoryName>,
-}
-
-impl Repositories {
-    async fn next(&mut self, registry: &Registry) -> Result<Option<RepositoryName>> {
-        while let Some((name, next)) = next_repository(registry, self.after.take()).await? {
-            self.after = Some(next);
-            // The folders of one repository follow each other.
-            if name.is_some() && name != self.last {
-                self.last.clone_from(&name);
-                return Ok(name);
-            }
-        }
-        Ok(None)
-    }
-}
-
-/// The repository of the first key after `after`, and from where to go on behind the folder that it is in.
-async fn next_repository(
-    registry: &Registry,
-    after: Option<String>,
-) -> Result<Option<(Option<RepositoryName>, String)>> {
-    let page = registry.store.list(key::REPOSITORIES, after.as_deref(), 1).await?;
-    let Some((text, _)) = page.objects.first() else { return Ok(None) };
-    // "0" is the character behind the slash: everything in this folder comes before it.
-    for folder in ["/_blobs/", "/_manifests/", "/_tags/"] {
-        if let Some((head, _)) = text.split_once(folder)
-            && let Some(name) = head.strip_prefix(key::REPOSITORIES)
-            && let Ok(name) = name.parse()
-        {
-            return Ok(Some((Some(name), format!("{head}{}0", folder.trim_end_matches('/')))));
-        }
-    }
-    Ok(Some((None, text.clone())))
 }
 
 impl Repository {

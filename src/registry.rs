@@ -106,6 +106,8 @@ impl quick_cache::Weighter<Digest, Bytes> for BytesOf {
 /// One registry.
 #[derive(Debug)]
 pub struct Registry {
+    /// This process, among all that serve the bucket.
+    pub(crate) process: Ulid,
     pub(crate) store: Arc<dyn Store>,
     pub(crate) options: Options,
     pub(crate) upload_key: Vec<u8>,
@@ -171,6 +173,7 @@ impl Registry {
         let upload_key = base64::Engine::decode(&base64::engine::general_purpose::STANDARD, &format.upload_key)
             .map_err(|error| Error::internal(format!("berth.json has a broken upload_key: {error}")))?;
         Ok(Arc::new(Self {
+            process: Ulid::r#gen(),
             manifests: quick_cache::sync::Cache::with_weighter(
                 (options.manifest_cache / 1024).max(16) as usize,
                 options.manifest_cache,

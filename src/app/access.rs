@@ -22,6 +22,7 @@ use crate::{
         keys::{KeyError, KeyRing, Kind},
     },
     config::{Config, ConfigError, StorageUrl},
+    outbound::Proxy,
 };
 
 /// How often the files are looked at. Reading them is a few milliseconds' work for one core; a new key waits
@@ -135,7 +136,7 @@ impl Access {
         // Where anybody may do anything, a token that one replica alone believes is as good as another.
         let own = || KeyRing::make(Kind::default(), 0).map_err(|error| StartError::Access(error.into()));
         let keys = keys.map_or_else(own, Ok)?;
-        let issuers = TokenIssuers::open(&config.auth.token_issuers)?;
+        let issuers = TokenIssuers::open(&config.auth.token_issuers, Proxy::of(&config.proxy).as_ref())?;
         let authority = Authority::new(rules, logins, token_options(config), keys, issuers);
         Ok(Self { authority, htpasswd, state })
     }

@@ -12,9 +12,9 @@ use super::{Failure, inspect::when, print};
 use crate::{
     app,
     config::{Config, Loaded},
+    index::facts::AdoptedRoster,
     inspect::{Counts, IndexState},
     reconcile::{self, Adopted, Walked},
-    roster::AdoptedRoster,
     telemetry,
 };
 
@@ -65,11 +65,14 @@ async fn rebuild(config: &Config, how: &Rebuild) -> Result<(), Failure> {
             "{count} tags, accounts and rules written anew, because the copy has lost their times"
         );
     }
-    let walked = reconcile::walk(&registry, |name, so_far| {
-        let Adopted { links, manifests, tags, .. } = so_far.adopted;
-        let count = so_far.repositories;
+    let walked = reconcile::walk(&registry, |so_far| {
+        let Walked { repositories, adopted: Adopted { links, manifests, tags, .. }, .. } = so_far.walked;
+        let last = so_far.last.as_ref().map(ToString::to_string).unwrap_or_default();
         // Nobody may be listening; the rebuild goes on.
-        let _ = writeln!(io::stderr(), "{count} {name} (so far {links} links, {manifests} manifests, {tags} tags)");
+        let _ = writeln!(
+            io::stderr(),
+            "{repositories} repositories, up to {last} ({links} links, {manifests} manifests, {tags} tags)"
+        );
     })
     .await?;
     let Walked { repositories, adopted: Adopted { links, manifests, tags, dangling }, roster } = walked;

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use ulid::Ulid;
 
 mod roster;
+mod walk;
 
 use super::{Fact, IndexError, Shard};
 use crate::{
@@ -18,6 +19,7 @@ use crate::{
     },
 };
 pub use roster::{Account, AccountKey, EntryFact, PendingFact, RosterRule};
+pub use walk::{Adopted, AdoptedRoster, WalkFact, Walked};
 
 /// The names of all facts of one epoch.
 #[derive(Clone, Debug)]
@@ -187,6 +189,11 @@ impl Names {
     /// How far collection is, a [`CollectionFact`]; only in the first shard.
     pub fn collection(&self) -> Fact {
         Fact::new(self.group("collection"), "")
+    }
+
+    /// How far the walk of this epoch is, a [`WalkFact`]; only in the first shard.
+    pub fn walk(&self) -> Fact {
+        Fact::new(self.group("walk"), "")
     }
 
     /// Tags whose history may want trimming: `<repository>:<tag>`.

@@ -29,11 +29,12 @@ use super::{
     UnfinishedPage,
     s3::{
         Patience,
-        fault::{explain, pause_before, text_of},
+        fault::{explain, pause_before},
         reading,
         transport::Transport,
     },
 };
+use crate::outbound::text_of;
 use credentials::{Credentials, Who, machine_email};
 use exchange::Exchange;
 pub use options::{CredentialsJson, GcsOptions};

@@ -33,10 +33,12 @@ use super::{
     UnfinishedPage,
 };
 use credentials::Credentials;
-use fault::{explain, is_in_the_way, is_too_busy, pause_before, text_of};
-pub use options::{AccessKey, Checksum, Egress, Encryption, Patience, Proxy, S3Options};
+use fault::{explain, is_in_the_way, is_too_busy, pause_before};
+pub use options::{AccessKey, Checksum, Egress, Encryption, Patience, S3Options};
 use place::Place;
 use transport::Transport;
+
+use crate::outbound::text_of;
 
 /// The size of a part, in bytes. S3 wants at least 5 MiB; with 10,000 parts, 16 MiB allow 156 GiB.
 const PART_SIZE: usize = 16 << 20;

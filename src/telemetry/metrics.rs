@@ -89,6 +89,8 @@ pub struct Metrics {
     pub requests_panicked: Counter,
     /// `berth_index_believed`: 1 while the index is believed, 0 while the bucket answers in its place.
     pub index_believed: Gauge,
+    /// `berth_index_settled`: 1 while the index knows the whole bucket, 0 while it is filled from it.
+    pub index_settled: Gauge,
     /// `berth_blob_bytes_total`: bytes of blobs that clients were given, by way.
     blob_bytes: Family<WayLabels, Counter>,
     /// Those that we sent.
@@ -122,6 +124,7 @@ impl Metrics {
             requests_refused: Counter::default(),
             requests_panicked: Counter::default(),
             index_believed: Gauge::default(),
+            index_settled: Gauge::default(),
             blob_bytes_streamed: blob_bytes.get_or_create_owned(&WayLabels { way: "streamed" }),
             blob_bytes_redirected: blob_bytes.get_or_create_owned(&WayLabels { way: "redirected" }),
             blob_bytes,
@@ -185,6 +188,11 @@ impl Metrics {
             "berth_index_believed",
             "Whether the index is believed; else pulls are read from the bucket, and nothing can be pushed",
             self.index_believed.clone(),
+        );
+        registry.register(
+            "berth_index_settled",
+            "Whether the index knows the whole bucket; else it is being filled, and the bucket answers for the rest",
+            self.index_settled.clone(),
         );
         registry.register("berth_connections", "Open connections", self.connections.clone());
         registry.register(

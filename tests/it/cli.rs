@@ -225,7 +225,7 @@ async fn a_rebuild_brings_everything_back() {
     let rebuilt = run(&prepared.settings, &["index", "rebuild"]);
     assert!(rebuilt.status.success(), "{}", stderr(&rebuilt));
     assert_eq!(stdout(&rebuilt), "repositories 2\nlinks 3\nmanifests 3\ntags 3\ndangling 0\naccounts 0\nrules 0\n");
-    assert!(stderr(&rebuilt).contains("2 team/app"), "{}", stderr(&rebuilt));
+    assert!(stderr(&rebuilt).contains("2 repositories, up to team/app (3 links"), "{}", stderr(&rebuilt));
 
     let status = json_of(&prepared.settings, &["index", "status", "--json"]);
     assert_eq!(status["index"]["state"], "believed");

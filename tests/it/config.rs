@@ -371,7 +371,7 @@ fn each_mistake_is_one_line() {
         (
             "",
             &[("BERTH_REDIRECT__CDN__KIND", "akamai")],
-            "redirect.cdn.kind (BERTH_REDIRECT__CDN__KIND): found \"akamai\"; want one of `cloudfront`, `cloud-cdn`",
+            "redirect.cdn.kind (BERTH_REDIRECT__CDN__KIND): found \"akamai\"; want one of \"cloudfront\", \"cloud-cdn\"",
         ),
         (
             "[redirect.cdn]\nkind = \"cloudfront\"\nurl = \"https://c\"\nkey_pair_id = \"K\"\nprivate_key = \"-----BEGIN PRIVATE KEY-----\"",

@@ -12,12 +12,13 @@ use std::{
 use berth::{
     app::App,
     config::{Config, LoadArgs},
+    outbound::Proxy,
     registry::OtherIndex,
     storage::{
         Key, StorageError, Store,
         gcs::{CredentialsJson, Gcs, GcsOptions},
         read_small,
-        s3::{Egress, Patience, Proxy},
+        s3::{Egress, Patience},
     },
 };
 use bytes::Bytes;
@@ -31,7 +32,8 @@ use crate::{
     docker_daemon::Daemon,
     e2e_client::Client,
     e2e_tools::{Tool, push_index},
-    gcs_server::{self, ACCOUNT, BUCKET, GcsServer, SUBJECT},
+    gcs_identity::{ACCOUNT, SUBJECT, key_file},
+    gcs_server::{self, BUCKET, GcsServer},
     storage::{data, pattern},
     storage_front::{self, Fault, Front, Seen},
 };
@@ -205,10 +207,10 @@ async fn an_identity_without_an_account_has_one_sign_for_it() {
 
 #[tokio::test]
 async fn a_bucket_that_cannot_be_used_is_said_in_one_line() {
-    let (server, home) = (gcs_server::start().await, TempDir::new().unwrap());
+    let (server, home, other) = (gcs_server::start().await, TempDir::new().unwrap(), TempDir::new().unwrap());
     let right = server.options();
     let with = |json: String| GcsOptions { credentials: Some(CredentialsJson(json)), ..right.clone() };
-    let mut other_key: serde_json::Value = serde_json::from_str(&gcs_server::key_file()).unwrap();
+    let mut other_key: serde_json::Value = serde_json::from_str(&key_file()).unwrap();
     other_key["client_email"] = "other@project.iam.gserviceaccount.com".into();
     let mut no_key = other_key.clone();
     no_key["private_key"] = "hush".into();
@@ -224,7 +226,7 @@ async fn a_bucket_that_cannot_be_used_is_said_in_one_line() {
         (with(no_key.to_string()), "storage.gcs.credentials: its private_key is no key in PEM"),
         (with(aws), "its credential_source is neither a file nor a url"),
         (expired, "answered 400: The given credential is rejected."),
-        (federated(&server, &home, Some("nobody@example.com")), "'iam.serviceAccounts.generateAccessToken' denied"),
+        (federated(&server, &other, Some("nobody@example.com")), "'iam.serviceAccounts.generateAccessToken' denied"),
         (
             GcsOptions { endpoint: Some("http://127.0.0.1:9".to_owned()), ..right.clone() },
             "see whether storage.gcs.endpoint",
@@ -362,7 +364,7 @@ async fn credentials_come_from_the_environment_a_login_or_the_machine() {
     let iam = ("BERTH_STORAGE__GCS__IAM_ENDPOINT", server.endpoint.as_str());
     // A file that the environment names.
     let file = home.join("key.json");
-    std::fs::write(&file, gcs_server::key_file()).unwrap();
+    std::fs::write(&file, key_file()).unwrap();
     let by_file = ("GOOGLE_APPLICATION_CREDENTIALS", file.to_str().unwrap());
     assert_found(&look(home, &[endpoint, by_file]).await);
     assert!(server.google.asked().is_empty(), "the key is believed as it is");

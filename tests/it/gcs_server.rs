@@ -2,57 +2,39 @@
 //! exchange and IAM's credentials service, with everything in memory.
 //!
 //! It is written from Google's documentation and is not Google: where that leaves something open it refuses. It
-//! checks each token and each signature (V4: the canonical request, RS256, the time by its own clock), and keeps the
-//! rules of uploads in parts. `Date` is added by hyper.
+//! checks each token and each signature (`gcs_identity.rs`), and keeps the rules of uploads in parts. `Date` is added
+//! by hyper.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     sync::{
-        Arc, LazyLock, Mutex,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, SystemTime},
 };
 
-use aws_lc_rs::{
-    digest::{SHA256, digest},
-    encoding::{AsDer, Pkcs8V1Der},
-    rand::SystemRandom,
-    rsa,
-    signature::{self, KeyPair},
-};
+use aws_lc_rs::digest::{SHA256, digest};
 use axum::{
     Router,
     body::Body,
     extract::Request,
     response::{IntoResponse, Response},
 };
-use base64::{
-    Engine,
-    engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD},
-};
 use berth::storage::gcs::{CredentialsJson, GcsOptions};
 use bytes::{Bytes, BytesMut};
-use chrono::{DateTime, NaiveDateTime, Utc};
+use chrono::{DateTime, Utc};
 use http::{HeaderMap, Method, StatusCode, request::Parts};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
+use crate::gcs_identity::{POOL, believed, by_others, key_file};
+
 /// The only bucket.
 pub(crate) const BUCKET: &str = "bucket";
-/// The service account that may use it.
-pub(crate) const ACCOUNT: &str = "berth@project.iam.gserviceaccount.com";
-/// What the workload identity pool is called, and what it takes for a token of somebody else's.
-pub(crate) const POOL: &str = "//iam.googleapis.com/projects/1/locations/global/workloadIdentityPools/p/providers/q";
-pub(crate) const SUBJECT: &str = "a token of somebody else's";
-const SCOPE: &str = "https://www.googleapis.com/auth/cloud-platform";
 /// The least that a part other than the last may have.
 const LEAST_PART: usize = 5 << 20;
-
-/// The account's own key, in PEM, and the one that IAM keeps for it. Making them takes a while.
-static KEYS: LazyLock<[Arc<rsa::KeyPair>; 2]> =
-    LazyLock::new(|| [(); 2].map(|()| Arc::new(rsa::KeyPair::generate(rsa::KeySize::Rsa2048).unwrap())));
 
 /// A running server; it stops when this is dropped.
 pub(crate) struct GcsServer {
@@ -75,9 +57,9 @@ pub(crate) struct Google {
     uploads: Mutex<HashMap<String, Upload>>,
     next: AtomicU64,
     /// Tokens that were given out: to whom, and until when.
-    tokens: Mutex<HashMap<String, (String, SystemTime)>>,
+    pub(crate) tokens: Mutex<HashMap<String, (String, SystemTime)>>,
     /// Those who may do nothing with the bucket.
-    barred: Mutex<BTreeSet<String>>,
+    pub(crate) barred: Mutex<BTreeSet<String>>,
     /// Paths that were asked for by others than the store.
     asked: Mutex<Vec<String>>,
     /// Whether the first page of each listing is empty, as Google allows itself.
@@ -103,17 +85,6 @@ struct Upload {
     headers: HeaderMap,
     since: SystemTime,
     parts: BTreeMap<usize, Stored>,
-}
-
-/// The JSON of the account's key, as Google gives it out.
-pub(crate) fn key_file() -> String {
-    let der: Pkcs8V1Der<'_> = KEYS[0].as_der().unwrap();
-    let pem = format!("-----BEGIN PRIVATE KEY-----\n{}\n-----END PRIVATE KEY-----\n", STANDARD.encode(der.as_ref()));
-    let file = json!({
-        "type": "service_account", "project_id": "project", "private_key_id": "0123", "private_key": pem,
-        "client_email": ACCOUNT, "client_id": "1", "token_uri": "https://oauth2.googleapis.com/token",
-    });
-    file.to_string()
 }
 
 /// Starts a server with one empty bucket.
@@ -190,7 +161,7 @@ impl Google {
         self.objects.lock().unwrap()[name].headers.clone()
     }
 
-    fn give(&self, who: &str) -> (String, SystemTime) {
+    pub(crate) fn give(&self, who: &str) -> (String, SystemTime) {
         let token = format!("ya29.{}", self.next.fetch_add(1, Ordering::Relaxed));
         let until = SystemTime::now() + Duration::from_secs(3600);
         self.tokens.lock().unwrap().insert(token.clone(), (who.to_owned(), until));
@@ -199,31 +170,31 @@ impl Google {
 }
 
 /// What a request is refused with: a status, a code of the XML API, and a message.
-struct Refusal(StatusCode, &'static str, String);
+pub(crate) struct Refusal(pub(crate) StatusCode, pub(crate) &'static str, pub(crate) String);
 
-type Answer = Result<Response, Refusal>;
+pub(crate) type Answer = Result<Response, Refusal>;
 
-fn refuse<T>(status: u16, code: &'static str) -> Result<T, Refusal> {
+pub(crate) fn refuse<T>(status: u16, code: &'static str) -> Result<T, Refusal> {
     Err(Refusal(StatusCode::from_u16(status).unwrap(), code, format!("{code}.")))
 }
 
 /// One request, read whole.
-struct Asked {
-    parts: Parts,
-    query: BTreeMap<String, String>,
-    body: Bytes,
+pub(crate) struct Asked {
+    pub(crate) parts: Parts,
+    pub(crate) query: BTreeMap<String, String>,
+    pub(crate) body: Bytes,
 }
 
 impl Asked {
-    fn query(&self, name: &str) -> Option<&str> {
+    pub(crate) fn query(&self, name: &str) -> Option<&str> {
         self.query.get(name).map(String::as_str)
     }
 
-    fn header(&self, name: &str) -> &str {
+    pub(crate) fn header(&self, name: &str) -> &str {
         self.parts.headers.get(name).map_or("", |value| value.to_str().unwrap())
     }
 
-    fn json(&self) -> Result<Value, Refusal> {
+    pub(crate) fn json(&self) -> Result<Value, Refusal> {
         serde_json::from_slice(&self.body).or_else(|_| refuse(400, "InvalidArgument"))
     }
 }
@@ -256,11 +227,11 @@ async fn answer(google: Arc<Google>, request: Request) -> Response {
 }
 
 /// An answer in JSON.
-fn said(json: Value) -> Response {
+pub(crate) fn said(json: Value) -> Response {
     ([("content-type", "application/json; charset=UTF-8")], json.to_string()).into_response()
 }
 
-fn pairs(text: &str) -> BTreeMap<String, String> {
+pub(crate) fn pairs(text: &str) -> BTreeMap<String, String> {
     let pairs = text.split('&').filter(|pair| !pair.is_empty());
     pairs
         .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
@@ -269,7 +240,7 @@ fn pairs(text: &str) -> BTreeMap<String, String> {
 }
 
 /// Text without its escapes.
-fn plain(text: &str) -> String {
+pub(crate) fn plain(text: &str) -> String {
     let (bytes, mut plain, mut at) = (text.as_bytes(), Vec::new(), 0);
     while at < bytes.len() {
         let escape = bytes.get(at + 1..at + 3).filter(|_| bytes[at] == b'%');
@@ -282,184 +253,14 @@ fn plain(text: &str) -> String {
 }
 
 /// Text with all escaped that Google wants to see escaped.
-fn escaped(text: &str, keep: &[u8]) -> String {
+pub(crate) fn escaped(text: &str, keep: &[u8]) -> String {
     let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~".contains(byte) || keep.contains(byte);
     let one = |byte: u8| if plain(&byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") };
     text.bytes().map(one).collect()
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// Who asks: by a token, or by a signature.
-fn believed(google: &Google, asked: &Asked) -> Result<String, Refusal> {
-    let who = match asked.header("authorization").strip_prefix("Bearer ") {
-        Some(_) if asked.query("X-Goog-Signature").is_some() => return refuse(400, "InvalidArgument"),
-        Some(token) => by_token(google, token)?,
-        None if asked.query("X-Goog-Signature").is_some() => by_signature(asked)?,
-        None => return refuse(401, "AuthenticationRequired"),
-    };
-    if google.barred.lock().unwrap().contains(&who) {
-        let message = format!("{who} does not have storage.objects access to the Google Cloud Storage object.");
-        return Err(Refusal(StatusCode::FORBIDDEN, "AccessDenied", message));
-    }
-    Ok(who)
-}
-
-fn by_token(google: &Google, token: &str) -> Result<String, Refusal> {
-    if let Some((who, until)) = google.tokens.lock().unwrap().get(token) {
-        return if *until > SystemTime::now() { Ok(who.clone()) } else { refuse(401, "AuthenticationRequired") };
-    }
-    // One that the account has signed itself.
-    let wrong = || Refusal(StatusCode::UNAUTHORIZED, "AuthenticationRequired", "Invalid Credentials".to_owned());
-    let (message, mac) = token.rsplit_once('.').ok_or_else(wrong)?;
-    let (header, claims) = message.split_once('.').ok_or_else(wrong)?;
-    let read = |part: &str| serde_json::from_slice::<Value>(&URL_SAFE_NO_PAD.decode(part).ok()?).ok();
-    let (header, claims) = (read(header).ok_or_else(wrong)?, read(claims).ok_or_else(wrong)?);
-    verify(message.as_bytes(), &URL_SAFE_NO_PAD.decode(mac).map_err(|_| wrong())?, &KEYS[..1]).map_err(|()| wrong())?;
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
-    let time = |name: &str| claims[name].as_u64().unwrap_or_default();
-    let is_good = header["alg"] == "RS256"
-        && header["kid"] == "0123"
-        && claims["iss"] == ACCOUNT
-        && claims["sub"] == ACCOUNT
-        && claims["scope"] == SCOPE
-        && time("iat") <= now
-        && time("exp") > now
-        && time("exp") - time("iat") <= 3600;
-    if is_good { Ok(ACCOUNT.to_owned()) } else { Err(wrong()) }
-}
-
-fn verify(message: &[u8], mac: &[u8], keys: &[Arc<rsa::KeyPair>]) -> Result<(), ()> {
-    let by = |key: &Arc<rsa::KeyPair>| {
-        let key = signature::UnparsedPublicKey::new(&signature::RSA_PKCS1_2048_8192_SHA256, key.public_key().as_ref());
-        key.verify(message, mac).is_ok()
-    };
-    if keys.iter().any(by) { Ok(()) } else { Err(()) }
-}
-
-/// Checks a signature as the pages on V4 say that it is made.
-fn by_signature(asked: &Asked) -> Result<String, Refusal> {
-    let value = |name: &str| asked.query(name).unwrap_or_default();
-    let moment = value("X-Goog-Date");
-    let Ok(from) = NaiveDateTime::parse_from_str(moment, "%Y%m%dT%H%M%SZ") else {
-        return refuse(400, "MalformedSecurityHeader");
-    };
-    let scope = format!("{}/auto/storage/goog4_request", &moment[..8]);
-    let credential = value("X-Goog-Credential").strip_suffix(&scope).and_then(|rest| rest.strip_suffix('/'));
-    let seconds = value("X-Goog-Expires").parse::<i64>().unwrap_or_default();
-    let is_whole = value("X-Goog-Algorithm") == "GOOG4-RSA-SHA256" && value("X-Goog-SignedHeaders") == "host";
-    let (Some(who), true, 1..=604_800) = (credential, is_whole, seconds) else {
-        return refuse(400, "MalformedSecurityHeader");
-    };
-    let query: Vec<String> = asked
-        .query
-        .iter()
-        .filter(|(name, _)| *name != "X-Goog-Signature")
-        .map(|(name, value)| format!("{}={}", escaped(name, b""), escaped(value, b"")))
-        .collect();
-    let path = escaped(&plain(asked.parts.uri.path()), b"/");
-    let (method, query, host) = (&asked.parts.method, query.join("&"), asked.header("host"));
-    let request = format!("{method}\n{path}\n{query}\nhost:{host}\n\nhost\nUNSIGNED-PAYLOAD");
-    let hash = hex(digest(&SHA256, request.as_bytes()).as_ref());
-    let text = format!("GOOG4-RSA-SHA256\n{moment}\n{scope}\n{hash}");
-    let mac = value("X-Goog-Signature");
-    let mac: Option<Vec<u8>> =
-        (0..mac.len() / 2).map(|at| u8::from_str_radix(mac.get(at * 2..at * 2 + 2)?, 16).ok()).collect();
-    if who != ACCOUNT || verify(text.as_bytes(), &mac.unwrap_or_default(), &KEYS[..]).is_err() {
-        return refuse(403, "SignatureDoesNotMatch");
-    }
-    let now = Utc::now().timestamp();
-    let from = from.and_utc().timestamp();
-    if from > now {
-        return refuse(403, "AccessDenied");
-    }
-    if now >= from + seconds {
-        let message = "The provided token has expired.</Message><Details>Request signature expired</Details><Message>";
-        return Err(Refusal(StatusCode::BAD_REQUEST, "ExpiredToken", message.to_owned()));
-    }
-    Ok(who.to_owned())
-}
-
-/// Those who give tokens and signatures.
-async fn by_others(google: &Google, asked: &Asked, path: &str) -> Answer {
-    if path == "/subject" {
-        return match asked.header("x-pod") {
-            "yes" => Ok(said(json!({"value": SUBJECT}))),
-            _ => refuse(403, "AccessDenied"),
-        };
-    }
-    if path == "/sts/v1/token" {
-        return exchange(google, asked);
-    }
-    if let Some(what) = path.strip_prefix("/computeMetadata/v1/instance/service-accounts/default/") {
-        return machine(google, asked, what);
-    }
-    let who = believed(google, asked)?;
-    let Some((account, verb)) =
-        path.strip_prefix("/v1/projects/-/serviceAccounts/").and_then(|rest| rest.split_once(':'))
-    else {
-        return refuse(404, "NotFound");
-    };
-    if account != ACCOUNT {
-        let message = format!("Permission 'iam.serviceAccounts.{verb}' denied on resource (or it may not exist).");
-        return Err(Refusal(StatusCode::FORBIDDEN, "PERMISSION_DENIED", message));
-    }
-    let body = asked.json()?;
-    match verb {
-        "generateAccessToken" if who.starts_with("principal://") && body["scope"][0] == SCOPE => {
-            assert_eq!(body["lifetime"], "3600s");
-            let (token, until) = google.give(ACCOUNT);
-            let until = DateTime::<Utc>::from(until).to_rfc3339();
-            Ok(said(json!({"accessToken": token, "expireTime": until})))
-        }
-        "signBlob" => {
-            tokio::time::sleep(Duration::from_millis(google.iam_takes.load(Ordering::Relaxed))).await;
-            let payload = STANDARD.decode(body["payload"].as_str().unwrap_or_default()).unwrap();
-            let mut mac = vec![0; KEYS[1].public_modulus_len()];
-            KEYS[1].sign(&signature::RSA_PKCS1_SHA256, &SystemRandom::new(), &payload, &mut mac).unwrap();
-            Ok(said(json!({"keyId": "4567", "signedBlob": STANDARD.encode(mac)})))
-        }
-        _ => refuse(403, "PERMISSION_DENIED"),
-    }
-}
-
-fn exchange(google: &Google, asked: &Asked) -> Answer {
-    let form = pairs(std::str::from_utf8(&asked.body).unwrap());
-    let wanted = [
-        ("grant_type", "urn:ietf:params:oauth:grant-type:token-exchange"),
-        ("audience", POOL),
-        ("scope", SCOPE),
-        ("requested_token_type", "urn:ietf:params:oauth:token-type:access_token"),
-        ("subject_token_type", "urn:ietf:params:oauth:token-type:jwt"),
-        ("subject_token", SUBJECT),
-    ];
-    if asked.parts.method != Method::POST
-        || wanted.iter().any(|(name, value)| form.get(*name).map(String::as_str) != Some(*value))
-    {
-        let error = json!({"error": "invalid_grant", "error_description": "The given credential is rejected."});
-        return Ok((StatusCode::BAD_REQUEST, said(error)).into_response());
-    }
-    let (token, _) = google.give("principal://pool/subject/pod");
-    let kind = "urn:ietf:params:oauth:token-type:access_token";
-    let given = json!({"access_token": token, "issued_token_type": kind, "token_type": "Bearer", "expires_in": 3600});
-    Ok(said(given))
-}
-
-fn machine(google: &Google, asked: &Asked, what: &str) -> Answer {
-    if asked.header("metadata-flavor") != "Google" {
-        return refuse(403, "AccessDenied");
-    }
-    let has_none = google.has_no_account.load(Ordering::Relaxed);
-    match what {
-        "token" => {
-            let (token, _) = google.give(if has_none { "principal://pool/subject/pod" } else { ACCOUNT });
-            Ok(said(json!({"access_token": token, "expires_in": 3599, "token_type": "Bearer"})))
-        }
-        "email" => Ok(if has_none { "project.svc.id.goog" } else { ACCOUNT }.into_response()),
-        _ => refuse(404, "NotFound"),
-    }
 }
 
 /// The JSON API: listings, and single objects.

@@ -10,10 +10,11 @@ use std::{
 };
 
 /// The levels, lowest first.
-const LEVELS: [&[&str]; 14] = [
+const LEVELS: [&[&str]; 15] = [
     &["oci"],
     &["telemetry"],
     &["config"],
+    &["outbound"],
     &["storage"],
     &["index"],
     &["error"],
@@ -70,7 +71,7 @@ const OWNED: [(&str, &[&str]); 38] = [
     ("quick_xml", &["storage"]),
     ("redb", &["index"]),
     ("redis", &["index"]),
-    ("reqwest", &["auth", "cli", "storage"]),
+    ("reqwest", &["auth", "cli", "outbound", "storage"]),
     ("rustix", &["epoch", "storage", "telemetry"]),
     ("rustls", &["index", "redirect", "server", "storage"]),
     ("schemars", &["config"]),

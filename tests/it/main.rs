@@ -32,6 +32,7 @@ mod e2e_uploads;
 mod fake_gcs;
 mod fuzz_parsers;
 mod gcs;
+mod gcs_identity;
 mod gcs_server;
 mod history;
 mod imports;

@@ -182,7 +182,7 @@ impl Bench {
         let make = Engine { store: &store, connect: &connect, clock: &clock, part, options: &options };
         let a = make.open(&probe, OtherIndex::Refuse).await.unwrap();
         let b = make.open(&probe_b, OtherIndex::Refuse).await.unwrap();
-        reconcile::walk(&a, |_, _| {}).await.unwrap();
+        reconcile::walk(&a, |_| {}).await.unwrap();
         assert!(b.is_settled().await.unwrap());
         let turn = AtomicUsize::new(0);
         Self { a, b, probe, probe_b, clock, store, connect, part, options, turn, _held: held }

@@ -177,7 +177,7 @@ async fn nothing_is_removed_before_the_index_is_filled() {
     bench.work().await;
     assert!(matches!(round::step(&bench.a, Ulid::r#gen(), Begin::Now).await.unwrap(), Step::NotYet));
     bench.read("other", &digest).await.unwrap();
-    berth::reconcile::walk(&bench.a, |_, _| {}).await.unwrap();
+    berth::reconcile::walk(&bench.a, |_| {}).await.unwrap();
     bench.work().await;
     bench.read("other", &digest).await.unwrap();
     bench.collect().await;

@@ -401,7 +401,7 @@ async fn case(operation: &Operation, k: usize, how: How, lost: bool) -> Option<u
         if acknowledged && !is_collected {
             assert_claims(&bench, operation, &what).await;
         }
-        reconcile::walk(&bench.a, |_, _| {}).await.unwrap();
+        reconcile::walk(&bench.a, |_| {}).await.unwrap();
         assert_collected(&bench, operation, acknowledged, &what).await;
     }
     struck.map(|_| garbage)

@@ -7,12 +7,10 @@ use object_store::client::HttpRequestBody;
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::{
-    super::s3::{
-        fault::{on_one_line, pause_before, text_of},
-        transport::Transport,
-    },
+    super::s3::{fault::pause_before, transport::Transport},
     signing::escaped,
 };
+use crate::outbound::{on_one_line, text_of};
 
 /// How often somebody is asked again who failed, each time after a random and longer while.
 const RETRIES: usize = 2;

@@ -19,8 +19,8 @@ use super::{
     exchange::said,
     pause_before,
     signing::{escaped, object_path},
-    text_of,
 };
+use crate::outbound::text_of;
 
 /// Why a request came to nothing.
 #[derive(Clone, Debug)]

@@ -4,7 +4,10 @@
 
 use std::{fmt, path::PathBuf, time::Duration};
 
-use crate::config::{Config, S3Checksum, S3Encryption, Site, Text};
+use crate::{
+    config::{Config, S3Checksum, S3Encryption, Site, Text},
+    outbound::Proxy,
+};
 
 /// Where the bucket is, who asks, and how its objects are kept.
 #[derive(Clone, Debug, Default)]
@@ -131,33 +134,13 @@ pub struct Egress {
 impl Egress {
     /// What the configuration says, with the certificates that it names for this kind of store.
     pub(in crate::storage) fn configured(config: &Config, ca_bundle: Option<&Text<PathBuf>>) -> Self {
-        let proxy = config.proxy.url.as_ref().map(|url| Proxy {
-            url: url.reveal().to_owned(),
-            except: config.proxy.no_proxy.iter().map(ToString::to_string).collect(),
-        });
-        Self { ca_bundle: ca_bundle.map(|file| file.0.clone()), proxy }
+        Self { ca_bundle: ca_bundle.map(|file| file.0.clone()), proxy: Proxy::of(&config.proxy) }
     }
 
     /// The same, with the certificates of `AWS_CA_BUNDLE` where no others are named.
     pub(super) fn as_aws_tools_would(&self) -> Self {
         let bundle = std::env::var_os("AWS_CA_BUNDLE").filter(|file| !file.is_empty()).map(PathBuf::from);
         Self { ca_bundle: self.ca_bundle.clone().or(bundle), ..self.clone() }
-    }
-}
-
-/// A proxy for what goes outside.
-#[derive(Clone)]
-pub struct Proxy {
-    /// Its URL, perhaps with a user and a password.
-    pub url: String,
-    /// Host names, domains, addresses and networks that are reached without it.
-    pub except: Vec<String>,
-}
-
-/// The URL may hold a password.
-impl fmt::Debug for Proxy {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Proxy").field("except", &self.except).finish_non_exhaustive()
     }
 }
 

@@ -7,10 +7,8 @@ use std::time::Duration;
 use http::{Method, StatusCode};
 use object_store::{client::HttpRequestBody, signer::Signer};
 
-use super::{
-    Key, LONGEST_SIGNATURE, S3, StorageError, Store, StoreTime,
-    fault::{explain, on_one_line, text_of},
-};
+use super::{Key, LONGEST_SIGNATURE, S3, StorageError, Store, StoreTime, fault::explain};
+use crate::outbound::{on_one_line, text_of};
 
 /// How often a DELETE is signed again because the second changed meanwhile.
 const SIGNATURES: usize = 3;

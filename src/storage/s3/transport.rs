@@ -34,6 +34,7 @@ use super::{
     options::{Egress, Patience},
     pace::Pace,
 };
+use crate::outbound::{self, text_of};
 
 /// For how long a connection that nobody uses is kept. Shorter than any store keeps it, so that no request
 /// meets one that is being closed.
@@ -63,15 +64,8 @@ impl Transport {
     /// One line that says which of the options can't be used.
     pub(in crate::storage) fn new(egress: &Egress, patience: Patience) -> Result<Self, StorageError> {
         let direct = builder(egress, patience)?.no_proxy();
-        let outside = match &egress.proxy {
-            None => builder(egress, patience)?,
-            Some(proxy) => {
-                let except = reqwest::NoProxy::from_string(&proxy.except.join(","));
-                let proxy = reqwest::Proxy::all(&proxy.url).map_err(|error| unusable("the proxy", &error))?;
-                // Else the environment's own would be asked for what this one is not for.
-                builder(egress, patience)?.no_proxy().proxy(proxy.no_proxy(except))
-            }
-        };
+        let outside = outbound::through(egress.proxy.as_ref(), builder(egress, patience)?)
+            .map_err(|error| unusable("the proxy", &error))?;
         let built = |builder: reqwest::ClientBuilder| builder.build().map_err(|error| unusable("TLS", &error));
         Ok(Self {
             client: built(outside)?,
@@ -153,7 +147,7 @@ fn builder(egress: &Egress, patience: Patience) -> Result<reqwest::ClientBuilder
 }
 
 fn unusable(about: &str, error: &dyn Error) -> StorageError {
-    StorageError::Refused(about.to_owned(), super::fault::text_of(error))
+    StorageError::Refused(about.to_owned(), text_of(error))
 }
 
 /// Whether a host is this machine, or one that is reached on the link only: there the clouds keep credentials.
