@@ -124,7 +124,7 @@ fn link_trash(key: &Key) -> TrashFact {
 }
 
 /// Removes one object, by a request whose end is fixed before the lease is checked.
-async fn remove(registry: &Registry, lease: &Lease, key: &Key) -> Result<()> {
+pub(crate) async fn remove(registry: &Registry, lease: &Lease, key: &Key) -> Result<()> {
     let until = registry.store.now().plus(registry.options.timing.deadline);
     lease.live().await?;
     registry.store.delete(key, until).await?;

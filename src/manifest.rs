@@ -18,7 +18,7 @@ use crate::{
     },
     oci::{Digest, Manifest, Reference, Tag, manifest::MAX_MANIFEST},
     registry::{Repository, found},
-    storage::{Key, read_small},
+    storage::{Key, key, read_small},
 };
 
 /// A manifest that a repository has.
@@ -53,6 +53,9 @@ struct Referrer {
 
 /// How many referrers are read at once: each has its manifest's annotations, which may be megabytes.
 const REFERRERS_AT_ONCE: usize = 16;
+
+/// How many objects of one manifest its delete looks for: as many as pushes of it met, of which two are rare.
+const SECONDS: usize = 100;
 
 /// The most manifests that one listing of all of them shows.
 const MAX_LISTED: usize = 50_000;
@@ -240,12 +243,36 @@ impl Repository {
             match self.commit(Batch { checks, writes, ..Batch::default() }).await? {
                 Outcome::Committed { .. } => {
                     self.leave_catalog().await?;
-                    return collect::discard(&self.registry, &self.lease, self.shard, ulid, &trash).await;
+                    collect::discard(&self.registry, &self.lease, self.shard, ulid, &trash).await?;
+                    return self.discard_seconds(digest).await;
                 }
                 Outcome::Refused { check: 0 } => {}
                 Outcome::Refused { .. } => return Err(unknown(digest)),
             }
         }
+    }
+
+    /// Removes what other pushes of a manifest wrote that was deleted: where two of them met, the second one's object
+    /// waits in the trash, and an index that is lost before it is emptied would find it, and the manifest with it.
+    async fn discard_seconds(&self, digest: &Digest) -> Result<()> {
+        let names = &self.lease.names;
+        let prefix = format!("{}{digest}/", key::folder(&self.name, key::Folder::Manifests));
+        let page = self.store().list(&prefix, None, SECONDS).await?;
+        if page.objects.is_empty() {
+            return Ok(());
+        }
+        // Intents come before tags. While none is open, nobody is about to make one of these objects a fact.
+        let (fact, naming) = (names.manifest(&self.name, digest), names.names_of(&self.name, digest));
+        let answers = self.ask(vec![Ask::Value(fact), Ask::First(naming)]).await?;
+        if answers[0].is_some() || answers[1].as_ref().is_some_and(|first| first.starts_with(b"i:")) {
+            return Ok(());
+        }
+        for (text, _) in &page.objects {
+            if let Some(key @ Key::Manifest { .. }) = Key::parse(text) {
+                collect::remove(&self.registry, &self.lease, &key).await?;
+            }
+        }
+        Ok(())
     }
 
     async fn manifest_value(&self, digest: &Digest) -> Result<Option<Bytes>> {

@@ -340,3 +340,27 @@ async fn an_old_listing_brings_nothing_back() {
         }
     }
 }
+
+/// Two pushes of one manifest meet, each with an object of its own; the one that doesn't count waits in the trash.
+#[tokio::test]
+async fn a_deleted_manifest_does_not_come_back_by_another_pushs_object() {
+    let bench = bench::local(bench::options()).await;
+    let image = bench.image("app", "one").await;
+    bench.probe.strike(How::Stall, |_, call| call.kind == "put" && call.about.contains("/_manifests/"));
+    let first = tokio::spawn({
+        let (repository, image) = (on(&bench.a, "app").await, image.clone());
+        async move { push(&repository, &image, &["v1"]).await }
+    });
+    while !bench.probe.has_struck() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let digest = push(&on(&bench.b, "app").await, &image, &["v2"]).await.unwrap();
+    bench.probe.release();
+    first.await.unwrap().unwrap();
+    assert_eq!(bench::kinds(&bench.keys().await)["manifest"], 2);
+    bench.repo("app").await.delete_manifest(&digest, "me").await.unwrap();
+    assert_eq!(bench::kinds(&bench.keys().await).get("manifest"), None);
+    let bench = bench.with_new_index().await;
+    reconcile::walk(&bench.b, |_| {}).await.unwrap();
+    assert!(on(&bench.b, "app").await.manifests().await.unwrap().is_empty());
+}
