@@ -46,6 +46,7 @@ pub(super) fn check(config: &Config, sources: &Sources) -> Result<(), ConfigErro
     check_index(config, sources)?;
     check_stores(config, sources)?;
     check_s3(config, sources)?;
+    check_azure(config, sources)?;
     check_proxy(config, sources)?;
     check_redirect(config, sources)?;
     check_collect(config, sources)?;
@@ -234,6 +235,15 @@ fn check_s3(config: &Config, sources: &Sources) -> Result<(), ConfigError> {
         }
     }
     Ok(())
+}
+
+fn check_azure(config: &Config, sources: &Sources) -> Result<(), ConfigError> {
+    let azure = &config.storage.azure;
+    if azure.account_key.is_none() || azure.sas.is_none() {
+        return Ok(());
+    }
+    let found = "found with storage.azure.account_key".to_owned();
+    refuse(sources, "storage.azure.sas", found, "want one of them, or neither")
 }
 
 fn check_proxy(config: &Config, sources: &Sources) -> Result<(), ConfigError> {

@@ -30,13 +30,9 @@ use super::{
     ByteStream, Chunks, Key, MultipartId, Page, PartId, SignedUrl, Stat, StorageError, Store, StoreTime, Unfinished,
     UnfinishedPage,
     kept::Kept,
-    s3::{
-        Patience,
-        fault::{explain, text_of},
-        reading,
-        transport::Transport,
-    },
+    s3::{Patience, fault::explain, reading, transport::Transport},
 };
+use crate::outbound::text_of;
 use delegation::Delegation;
 use identity::Identity;
 pub use options::{Asks, AzureOptions};

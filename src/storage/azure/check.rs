@@ -6,20 +6,18 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::TryStreamExt;
-use http::Method;
+use http::{Method, StatusCode};
 use object_store::CredentialProvider;
 use ulid::Ulid;
 
 use super::{
-    super::{
-        Key, StorageError, Store,
-        s3::fault::{code_in, text_of},
-    },
+    super::{Key, StorageError, Store, s3::fault::code_in},
     Azure,
     fault::{Fault, Refusal},
     identity::Identity,
     request::Ask,
 };
+use crate::outbound::text_of;
 
 /// What the probe holds.
 const PROBE: &[u8] = b"Berth wrote this to see whether it may, and can remove it.";
@@ -81,7 +79,9 @@ impl Azure {
             "KeyBasedAuthenticationNotPermitted" => {
                 self.refused(format!("the account takes no key ({word}): give Berth an identity, or allow keys"))
             }
-            _ if refusal.status.is_client_error() => self.may_not("listed", "l", &refusal),
+            _ if matches!(refusal.status, StatusCode::FORBIDDEN | StatusCode::UNAUTHORIZED) => {
+                self.may_not("listed", "l", &refusal)
+            }
             _ => StorageError::Unavailable(self.name.clone(), format!("{word}: {}", refusal.said)),
         }
     }

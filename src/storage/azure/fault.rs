@@ -5,10 +5,8 @@
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 
-use super::super::{
-    StorageError,
-    s3::fault::{code_in, on_one_line},
-};
+use super::super::{StorageError, s3::fault::code_in};
+use crate::outbound::on_one_line;
 
 /// Why a request got no answer that is a success.
 #[derive(Clone, Debug)]

@@ -20,11 +20,12 @@ use super::{
     super::{
         StorageError,
         kept::{Kept, Source},
-        s3::{fault::text_of, transport::Transport},
+        s3::transport::Transport,
     },
     options::{Asks, AzureOptions},
     sas::AccountKey,
 };
+use crate::outbound::text_of;
 
 /// For how long a token is used before the library is asked for it again: less than the five minutes for which
 /// each that it gives is good at the least.

@@ -16,15 +16,13 @@ use object_store::{
 use super::{
     super::{
         StoreTime,
-        s3::{
-            fault::{pause_before, text_of},
-            transport::Transport,
-        },
+        s3::{fault::pause_before, transport::Transport},
     },
     fault::{Fault, Refusal},
     identity::Identity,
     sas::escape,
 };
+use crate::outbound::text_of;
 
 /// How often a request that may be repeated is tried again, each time after a random and longer while.
 const RETRIES: usize = 4;
