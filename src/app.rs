@@ -153,7 +153,8 @@ impl App {
         let metrics = Metrics::new(env!("CARGO_PKG_VERSION"));
         let store = Arc::new(MeteredStore::new(open_store(&config, Use::Serve).await?, &metrics.store));
         let index = Arc::new(MeteredConnect::new(open_index(&config)?, &metrics.index));
-        let options = Options { collected: metrics.collected.clone(), ..options(&config) };
+        let (collected, untold) = (metrics.collected.clone(), metrics.untold.clone());
+        let options = Options { collected, untold, ..options(&config) };
         let registry = Registry::open(store, index, options, other).await?;
         let roster = Arc::new(Roster::new(Arc::clone(&registry)));
         let issuers = Issuers::open(&config.auth.oidc, Proxy::of(&config.proxy).as_ref(), Pace::default())?;

@@ -278,6 +278,10 @@ impl Inspector {
                 Some(_) => Some(read_json(&self.store, key).await?),
                 None => None,
             }),
+            Key::Checkpoint { .. } => About::Checkpoint(match self.store.stat(key).await? {
+                Some(_) => Some(read_json(&self.store, key).await?),
+                None => None,
+            }),
             Key::Probe(_) => About::Probe,
         };
         let object = self.store.stat(key).await?.map(|stat| object(key, stat));

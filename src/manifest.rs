@@ -14,7 +14,7 @@ use crate::{
     error::{Code, Error, Result},
     index::{
         Ask, Batch, Check, Fact, Outcome, Write,
-        facts::{self, ManifestFact, TagFact, TagState, Target, TrashFact},
+        facts::{self, Action, EventTarget, ManifestFact, TagFact, TagState, Target, TrashFact},
     },
     oci::{Digest, Manifest, Reference, Tag, manifest::MAX_MANIFEST},
     registry::{Repository, found},
@@ -30,6 +30,12 @@ pub struct FoundManifest {
     pub media_type: String,
     /// Its size in bytes.
     pub size: u64,
+}
+
+impl From<FoundManifest> for Target {
+    fn from(FoundManifest { digest, media_type, size }: FoundManifest) -> Self {
+        Self { digest, media_type, size }
+    }
 }
 
 impl From<Target> for FoundManifest {
@@ -222,7 +228,7 @@ impl Repository {
 
     /// Removes a manifest: first every tag that points at it, then the manifest. Returns once the bucket
     /// has lost it as well.
-    pub async fn delete_manifest(&self, digest: &Digest, by: &str) -> Result<()> {
+    pub async fn delete_manifest(&self, digest: &Digest) -> Result<()> {
         let names = &self.lease.names;
         let named_by = names.names_of(&self.name, digest);
         let value = self.manifest_value(digest).await?.ok_or_else(|| unknown(digest))?;
@@ -232,7 +238,7 @@ impl Repository {
         let patience = self.patience();
         self.refuse_if_fixed(digest, &named_by).await?;
         loop {
-            self.untag(digest, &named_by, by, patience).await?;
+            self.untag(digest, &named_by, patience).await?;
             let object = self.manifest_key(digest, fact.object);
             let ulid = self.fresh();
             let trash = TrashFact { keys: vec![object.to_string()], ..TrashFact::default() };
@@ -240,7 +246,9 @@ impl Repository {
             writes.push(Write::Put(names.trashed(ulid), facts::encode(&trash)));
             let checks =
                 vec![Check::Empty(named_by.clone()), Check::Equals(names.manifest(&self.name, digest), value.clone())];
-            match self.commit(Batch { checks, writes, ..Batch::default() }).await? {
+            let batch = Batch { checks, writes, ..Batch::default() };
+            let event = || self.event(Action::Delete, EventTarget::Manifest(found.clone().into()));
+            match self.commit_telling(self.telling(batch, event)).await? {
                 Outcome::Committed { .. } => {
                     self.leave_catalog().await?;
                     collect::discard(&self.registry, &self.lease, self.shard, ulid, &trash).await?;
@@ -299,13 +307,7 @@ impl Repository {
     }
 
     /// Deletes every tag that points at a manifest, and what says that one that has moved on still does.
-    async fn untag(
-        &self,
-        digest: &Digest,
-        named_by: &str,
-        by: &str,
-        patience: crate::storage::StoreTime,
-    ) -> Result<()> {
+    async fn untag(&self, digest: &Digest, named_by: &str, patience: crate::storage::StoreTime) -> Result<()> {
         let names = &self.lease.names;
         loop {
             let members = self.lease.scan(self.shard, named_by, None, 100).await?;
@@ -332,7 +334,7 @@ impl Repository {
                     return Err(fixed(&tag));
                 }
                 if let (true, Some(value)) = (points_here, &answers[0]) {
-                    self.delete_tag_at(&tag, value.clone(), by).await?;
+                    self.delete_tag_at(&tag, value.clone()).await?;
                     continue;
                 }
                 let still = match &answers[0] {

@@ -24,9 +24,14 @@ use crate::{
     },
     manifest::needed,
     oci::{Digest, Manifest, Tag, manifest::MAX_MANIFEST},
+    outbox::{self, Coverage},
     registry::{Registry, Repository, found},
     roster,
-    storage::{DataKey, Key, Revision, key, read_small},
+    storage::{
+        DataKey, Key, Revision, StoreTime,
+        key::{self, EntryName},
+        read_small,
+    },
     tag::Reserved,
 };
 
@@ -238,7 +243,7 @@ impl Repository {
             }
         };
         let to = Target { digest: digest.clone(), media_type: manifest.media_type.clone(), size: bytes.len() as u64 };
-        let state = TagState { to: None, at: crate::storage::StoreTime(object.timestamp_ms()), by: String::new() };
+        let state = TagState { to: None, at: StoreTime(object.timestamp_ms()), by: String::new() };
         let mut checks: Vec<Check> = self.not_yet().into_iter().collect();
         checks.push(Check::Absent(fact.clone()));
         checks.extend(manifest.needs.iter().map(|needs| Check::Present(names.link(&self.name, needs))));
@@ -270,13 +275,67 @@ impl Repository {
         Ok(Adoption::Known)
     }
 
+    /// Adopts the newest revision of each tag that counts, and tells again what endpoints may not have been told: every
+    /// revision that counts and that no checkpoint covers, in the order in which they were made.
     async fn adopt_tags(&self, adopted: &mut Adopted) -> Result<()> {
-        let keys = self.listed(key::Folder::Tags).await?;
-        for (tag, newest) in newest_of_each(keys.into_iter().filter(|(_, counts)| *counts)) {
-            let Newest { revision, to, key, .. } = newest;
-            self.adopt_tag(&tag, revision, to, &key).await?.count(&mut adopted.tags, &mut adopted.dangling);
+        let counting: Vec<Key> = self
+            .listed(key::Folder::Tags)
+            .await?
+            .into_iter()
+            .filter(|(_, counts)| *counts)
+            .map(|(key, _)| key)
+            .collect();
+        let coverage = self.registry.coverage().await?;
+        let newest = newest_of_each(counting.iter().map(|key| (key.clone(), true)));
+        let mut revisions = Vec::new();
+        for key in counting {
+            let Key::Tag { tag, revision, to, deadline, .. } = key.clone() else { continue };
+            let is_newest = newest.get(&tag).is_some_and(|newest| newest.revision == revision);
+            // What is of this epoch was written to make a copy of the bucket count, and is no news.
+            let is_told = revision.epoch == self.lease.epoch || coverage.has(&self.name, revision, deadline);
+            if is_newest || !is_told {
+                revisions.push(Listed { tag, revision, to, deadline, key, is_newest, is_told });
+            }
+        }
+        revisions.sort_unstable_by_key(|listed| listed.revision);
+        for listed in &revisions {
+            if listed.is_newest {
+                let adoption = self.adopt_tag(listed, &coverage).await?;
+                adoption.count(&mut adopted.tags, &mut adopted.dangling);
+            } else {
+                self.tell_again(listed, &coverage).await?;
+            }
         }
         Ok(())
+    }
+
+    /// Tells of a revision that was outranked. Not once its tag is known: then that has been done.
+    async fn tell_again(&self, listed: &Listed, coverage: &Coverage) -> Result<()> {
+        // Another replica may have adopted all, and trimmed the history since it was listed.
+        let Some(bytes) = found(read_small(self.store(), &listed.key, MAX_MANIFEST).await)? else { return Ok(()) };
+        let state = read_state(&listed.key, &bytes)?;
+        let batch =
+            self.telling_again(Batch { checks: self.not_yet().into(), ..Batch::default() }, listed, state, coverage);
+        if !batch.writes.is_empty() {
+            self.commit_telling(batch).await?;
+        }
+        Ok(())
+    }
+
+    /// The batch, which then also tells of a revision those who may not have been told; unless its tag is known, in
+    /// which case it is refused.
+    fn telling_again(&self, mut batch: Batch, listed: &Listed, state: TagState, coverage: &Coverage) -> Batch {
+        let Listed { tag, revision, deadline, .. } = listed;
+        let event = outbox::event_of_revision(&self.name, Some(tag), *revision, state);
+        let interests = self.registry.interests();
+        let lacking: Vec<&EntryName> = coverage.lacking(&self.name, *revision, *deadline).collect();
+        let wanting: Vec<&EntryName> =
+            interests.of(&event).map(|interest| &interest.endpoint).filter(|name| lacking.contains(name)).collect();
+        if !wanting.is_empty() {
+            batch.checks.push(Check::Absent(self.lease.names.tag(&self.name, tag)));
+            self.add_numbered(&mut batch, &event, &wanting);
+        }
+        batch
     }
 
     async fn restamp_tags(&self) -> Result<usize> {
@@ -295,6 +354,7 @@ impl Repository {
                 needs: Vec::new(),
                 at,
                 by: state.by.clone(),
+                request: None,
             };
             let revision = Revision { epoch: self.lease.epoch, counter: sequence };
             self.write_revisions(&Reserved { intent: self.fresh(), fact, revision }, &state).await?;
@@ -305,24 +365,34 @@ impl Repository {
 
     /// What a tag's revision says.
     async fn tag_state(&self, key: &Key) -> Result<TagState> {
-        let bytes = read_small(self.store(), key, MAX_MANIFEST).await?;
-        serde_json::from_slice(&bytes).map_err(|error| Error::internal(format!("{key}: {error}")))
+        read_state(key, &read_small(self.store(), key, MAX_MANIFEST).await?)
     }
 
-    async fn adopt_tag(&self, tag: &Tag, revision: Revision, to: Option<Digest>, key: &Key) -> Result<Adoption> {
+    async fn adopt_tag(&self, listed: &Listed, coverage: &Coverage) -> Result<Adoption> {
+        let Listed { tag, revision, to, key, .. } = listed;
         let names = &self.lease.names;
         let state = self.tag_state(key).await?;
         let mut checks: Vec<Check> = self.not_yet().into_iter().collect();
         let mut writes = vec![
-            Write::Raise(names.tag(&self.name, tag), TagFact { revision, state }.encode()),
+            Write::Raise(names.tag(&self.name, tag), TagFact { revision: *revision, state: state.clone() }.encode()),
             Write::Put(names.trim(&self.name, tag), bytes::Bytes::new()),
         ];
         if let Some(digest) = to {
-            checks.push(Check::Present(names.manifest(&self.name, &digest)));
-            let group = names.names_of(&self.name, &digest);
+            checks.push(Check::Present(names.manifest(&self.name, digest)));
+            let group = names.names_of(&self.name, digest);
             writes.push(Write::Put(Fact::new(group, format!("t:{tag}")), bytes::Bytes::new()));
         }
-        match self.commit(Batch { checks, writes, ..Batch::default() }).await? {
+        let plain = Batch { checks, writes, ..Batch::default() };
+        let unless_known = plain.checks.len();
+        let mut batch = plain.clone();
+        if !listed.is_told {
+            batch = self.telling_again(batch, listed, state, coverage);
+        }
+        let mut outcome = self.commit_telling(batch).await?;
+        if outcome == (Outcome::Refused { check: unless_known }) {
+            outcome = self.commit(plain).await?;
+        }
+        match outcome {
             Outcome::Committed { .. } => Ok(Adoption::Adopted),
             Outcome::Refused { check: 0 | 1 } => Ok(Adoption::Known),
             Outcome::Refused { .. } => {
@@ -352,6 +422,23 @@ impl Repository {
             }
         }
     }
+}
+
+fn read_state(key: &Key, bytes: &[u8]) -> Result<TagState> {
+    serde_json::from_slice(bytes).map_err(|error| Error::internal(format!("{key}: {error}")))
+}
+
+/// A revision of a tag that counts.
+struct Listed {
+    tag: Tag,
+    revision: Revision,
+    to: Option<Digest>,
+    deadline: StoreTime,
+    key: Key,
+    /// Whether no later one of its tag counts.
+    is_newest: bool,
+    /// Whether nobody is to be told of it any more.
+    is_told: bool,
 }
 
 /// A tag's newest revision.

@@ -626,6 +626,7 @@ mod tests {
             ("s3://bucket", "s3://bucket"),
             ("s3://bucket/", "s3://bucket"),
             ("s3://bucket/a/b/", "s3://bucket/a/b"),
+            ("gs://bucket", "gs://bucket"),
             ("gs://bucket/a/", "gs://bucket/a"),
             ("az://container/a/", "az://container/a"),
         ] {
@@ -640,6 +641,7 @@ mod tests {
             "s3://b//a",
             "s3://b/../a",
             "s3://b/a b",
+            "gs://",
             "az://c/a./b",
             "ftp://b",
         ] {

@@ -43,6 +43,7 @@ local sequence = 0
 local make = {
   put = put,
   number = function(group, member, value) put(group, member, string.format('%016x', sequence) .. value) end,
+  ['at number'] = function(group, member, value) put(group, string.format('%016x', sequence) .. member, value) end,
   raise = function(group, member, value)
     local old = get(group, member)
     if not (old and greater(old, value)) then put(group, member, value) end

@@ -371,6 +371,10 @@ fn make(facts: &mut Table<'_, &[u8], &[u8]>, shard: Shard, write: &Write, sequen
             numbered.extend_from_slice(value);
             put(facts, shard, fact, &numbered)
         }
+        Write::PutAtNumber(fact, value) => {
+            let member = format!("{sequence:016x}{}", fact.member);
+            put(facts, shard, &Fact::new(&fact.group, member), value)
+        }
         Write::Raise(fact, value) => {
             let greater = facts.get(&*key_of(shard, fact))?.is_some_and(|found| found.value() > &**value);
             if greater { Ok(()) } else { put(facts, shard, fact, value) }

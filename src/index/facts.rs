@@ -7,6 +7,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use ulid::Ulid;
 
+mod outbox;
 mod roster;
 mod walk;
 
@@ -18,6 +19,7 @@ use crate::{
         key::{EntryName, EpochNumber, RosterList},
     },
 };
+pub use outbox::{Action, DeliveryFact, EventFact, EventTarget, RequestFact, delivery_member, delivery_suffix};
 pub use roster::{Account, AccountKey, EntryFact, PendingFact, RosterRule};
 pub use walk::{Adopted, AdoptedRoster, WalkFact, Walked};
 
@@ -80,7 +82,7 @@ impl Names {
         Bytes::from(self.epoch.clone())
     }
 
-    /// Present once every repository of the bucket is reconciled.
+    /// Present once every repository of the bucket is reconciled; its value is the shard's counter then.
     pub fn settled(&self) -> Fact {
         Fact::new(self.group("settled"), "")
     }
@@ -400,6 +402,9 @@ pub struct IntentFact {
     pub at: StoreTime,
     /// By whom.
     pub by: String,
+    /// The request, where somebody is to be told of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request: Option<RequestFact>,
 }
 
 /// The manifest that an intent pushes.

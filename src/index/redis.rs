@@ -414,6 +414,7 @@ fn spell_out<'a>(redis: &'a Redis, shard: Shard, batch: &Batch) -> redis::Script
         let (kind, fact, value) = match write {
             Write::Put(fact, value) => ("put", fact, value),
             Write::PutNumbered(fact, value) => ("number", fact, value),
+            Write::PutAtNumber(fact, value) => ("at number", fact, value),
             Write::Raise(fact, value) => ("raise", fact, value),
             Write::Delete(fact) => ("delete", fact, &nothing),
         };

@@ -103,10 +103,16 @@ async fn read(lease: &Lease) -> Result<(Option<Bytes>, Option<WalkFact>)> {
     Ok((value, fact))
 }
 
-/// Notes that all of a shard's repositories are known.
+/// Notes that all of a shard's repositories are known, and up to which number that was told again.
 async fn settle(lease: &Lease, shard: Shard) -> Result<()> {
-    let writes = vec![Write::Put(lease.names.settled(), Bytes::new())];
-    lease.commit(shard, Batch { writes, ..Batch::default() }).await?;
+    let names = &lease.names;
+    let batch = Batch {
+        checks: vec![Check::Absent(names.settled())],
+        sequence: Some(names.counter()),
+        writes: vec![Write::PutNumbered(names.settled(), Bytes::new())],
+        ..Batch::default()
+    };
+    lease.commit(shard, batch).await?;
     lease.saw_settled(shard);
     Ok(())
 }

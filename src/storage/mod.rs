@@ -24,7 +24,7 @@ pub use key::{DataKey, Key, Revision};
 
 /// A point in the store's own time, in milliseconds since the Unix epoch. No replica's wall clock is one,
 /// but for a local directory, whose clock is the machine's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct StoreTime(pub u64);
 
 impl StoreTime {

@@ -109,6 +109,8 @@ pub struct Metrics {
     pub index: Calls,
     /// What is collected.
     pub collected: Collected,
+    /// What nobody is told of.
+    pub untold: Untold,
 }
 
 impl Metrics {
@@ -134,9 +136,11 @@ impl Metrics {
             store: Calls::new(),
             index: Calls::new(),
             collected: Collected::default(),
+            untold: Untold::default(),
         };
         metrics.register_http();
         metrics.collected.register(&mut metrics.registry);
+        metrics.untold.register(&mut metrics.registry);
         metrics.store.register(&mut metrics.registry, "store");
         metrics.index.register(&mut metrics.registry, "index");
         metrics.register_process(version);
@@ -285,6 +289,23 @@ impl Collected {
     /// A round ended, so many milliseconds after the Unix epoch.
     pub fn completed(&self, milliseconds: u64) {
         self.completed.set(i64::try_from(milliseconds / 1000).unwrap_or(i64::MAX));
+    }
+}
+
+/// What happened, and was not told to those who want to know.
+#[derive(Clone, Debug, Default)]
+pub struct Untold {
+    /// `berth_pulls_untold_total`: the index was away.
+    pub pulls: Counter,
+}
+
+impl Untold {
+    fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "berth_pulls_untold",
+            "Pulls that no endpoint is told of, because the index was away",
+            self.pulls.clone(),
+        );
     }
 }
 

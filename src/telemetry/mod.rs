@@ -9,4 +9,4 @@ pub mod metrics;
 mod process;
 
 pub use logs::{Format, LogError, init};
-pub use metrics::{Calls, Collected, Metrics, Operation};
+pub use metrics::{Calls, Collected, Metrics, Operation, Untold};

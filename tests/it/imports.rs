@@ -18,7 +18,7 @@ const LEVELS: [&[&str]; 15] = [
     &["storage"],
     &["index"],
     &["error"],
-    &["auth"],
+    &["auth", "event"],
     &[
         "blob",
         "bucket",
@@ -26,6 +26,7 @@ const LEVELS: [&[&str]; 15] = [
         "epoch",
         "inspect",
         "manifest",
+        "outbox",
         "reader",
         "reconcile",
         "registry",

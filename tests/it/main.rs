@@ -50,6 +50,7 @@ mod replicas;
 mod rules_bench;
 mod rules_collect;
 mod rules_cost;
+mod rules_events;
 mod rules_faults;
 mod rules_memory;
 mod rules_rebuild;

@@ -330,7 +330,7 @@ impl Engine<'_> {
 }
 
 pub(crate) async fn on(engine: &Arc<Registry>, name: &str) -> Repository {
-    engine.repository(&name.parse::<RepositoryName>().unwrap()).await.unwrap()
+    engine.repository(&name.parse::<RepositoryName>().unwrap()).await.unwrap().caused_by("me")
 }
 
 pub(crate) fn sha256(bytes: &[u8]) -> Digest {
@@ -388,7 +388,6 @@ pub(crate) fn pushed(bytes: &Bytes, tags: &[&str]) -> Push {
         bytes: bytes.clone(),
         manifest: Manifest::parse(bytes, None).unwrap(),
         tags: tags.iter().map(|tag| tag.parse().unwrap()).collect(),
-        by: "me".to_owned(),
         create_only: false,
     }
 }
@@ -456,7 +455,7 @@ pub(crate) fn kinds(keys: &BTreeSet<String>) -> BTreeMap<&'static str, usize> {
             Key::Manifest { .. } => "manifest",
             Key::Tag { .. } => "tag",
             Key::Entry { .. } => "entry",
-            Key::Format | Key::Epoch(_) | Key::Probe(_) => "own",
+            Key::Format | Key::Epoch(_) | Key::Checkpoint { .. } | Key::Probe(_) => "own",
         };
         *kinds.entry(kind).or_default() += 1;
     }

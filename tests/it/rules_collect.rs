@@ -43,7 +43,7 @@ async fn prepare(bench: &Bench) -> Digest {
     let deleted = bench.image("app", "deleted").await;
     let digest = bench.push("app", &deleted, &["old"]).await.unwrap();
     bench.blob("app", b"never needed").await;
-    bench.repo("app").await.delete_manifest(&digest, "me").await.unwrap();
+    bench.repo("app").await.delete_manifest(&digest).await.unwrap();
     bench.work().await;
     sha256(&kept)
 }

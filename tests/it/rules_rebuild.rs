@@ -31,7 +31,7 @@ async fn a_revision_that_comes_too_late_does_not_count() {
         let repository = on(&bench.a, "app").await;
         let late = match deleting {
             false => push(&repository, &two, &["v1"]).await.map(drop),
-            true => repository.delete_tag(&"v1".parse().unwrap(), "me").await,
+            true => repository.delete_tag(&"v1".parse().unwrap()).await,
         };
         assert_eq!(code(late), Code::Unavailable);
         assert!(bench.probe.spare().is_some());
@@ -80,7 +80,7 @@ async fn a_writer_that_dies_leaves_one_answer() {
         bench.work().await;
         assert!(bench.members(|names| names.intents()).await.is_empty(), "{what}");
         assert_eq!(bench.tag("app", "v1").await, Some(expected.clone()), "{what}");
-        bench.repo("app").await.delete_tag(&"v1".parse().unwrap(), "me").await.unwrap();
+        bench.repo("app").await.delete_tag(&"v1".parse().unwrap()).await.unwrap();
         assert_eq!(bench.tag("app", "v1").await, None);
     }
 }
@@ -92,12 +92,12 @@ async fn fill(bench: &Bench) -> Vec<(String, &'static str, Option<Digest>)> {
         let (one, two) = (bench.image(name, "one").await, bench.image(name, "two").await);
         bench.push(name, &one, &["v1", "gone", "moved"]).await.unwrap();
         bench.push(name, &two, &["moved", "latest"]).await.unwrap();
-        bench.repo(name).await.delete_tag(&"gone".parse().unwrap(), "me").await.unwrap();
+        bench.repo(name).await.delete_tag(&"gone".parse().unwrap()).await.unwrap();
         let signature = bench.image(name, "signature").await;
         bench.push(name, &bench::with_subject(&signature, &one, "application/signature"), &[]).await.unwrap();
         let deleted = bench.image(name, "deleted").await;
         let deleted = bench.push(name, &deleted, &["with"]).await.unwrap();
-        bench.repo(name).await.delete_manifest(&deleted, "me").await.unwrap();
+        bench.repo(name).await.delete_manifest(&deleted).await.unwrap();
         bench.repo(name).await.delete_blob(&sha256(b"layer of deleted")).await.unwrap();
         for (tag, to) in [
             ("v1", Some(sha256(&one))),
@@ -213,7 +213,7 @@ async fn two_walks_beside_pushes_agree() {
                 let tag = format!("n{round}");
                 push(&bench.repo(name).await, &image, &[&tag]).await.unwrap();
                 assert_eq!(bench.tag(name, &tag).await, Some(sha256(&image)));
-                bench.repo(name).await.delete_manifest(&sha256(&image), "me").await.unwrap();
+                bench.repo(name).await.delete_manifest(&sha256(&image)).await.unwrap();
                 bench.repo(name).await.delete_blob(&sha256(format!("layer of {seed}").as_bytes())).await.unwrap();
                 assert_eq!(bench.tag(name, &tag).await, None);
             }
@@ -253,7 +253,7 @@ async fn a_trimmed_history_says_the_same_after_the_loss_of_the_index() {
         bench.push("app", &one, &["v1", "gone"]).await.unwrap();
         bench.push("app", &two, &["v1", "gone"]).await.unwrap();
     }
-    bench.repo("app").await.delete_tag(&"gone".parse().unwrap(), "me").await.unwrap();
+    bench.repo("app").await.delete_tag(&"gone".parse().unwrap()).await.unwrap();
     bench.work().await;
     bench.clock.advance(grace * 2);
     bench.work().await;
@@ -325,7 +325,7 @@ async fn an_old_listing_brings_nothing_back() {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         let repository = on(&bench.a, "app").await;
-        repository.delete_manifest(&digest, "me").await.unwrap();
+        repository.delete_manifest(&digest).await.unwrap();
         repository.delete_blob(&sha256(b"config of one")).await.unwrap();
         repository.delete_blob(&sha256(b"layer of one")).await.unwrap();
         berth::worker::work_once(&bench.a, ulid::Ulid::from(1_u128)).await.unwrap();
@@ -358,7 +358,7 @@ async fn a_deleted_manifest_does_not_come_back_by_another_pushs_object() {
     bench.probe.release();
     first.await.unwrap().unwrap();
     assert_eq!(bench::kinds(&bench.keys().await)["manifest"], 2);
-    bench.repo("app").await.delete_manifest(&digest, "me").await.unwrap();
+    bench.repo("app").await.delete_manifest(&digest).await.unwrap();
     assert_eq!(bench::kinds(&bench.keys().await).get("manifest"), None);
     let bench = bench.with_new_index().await;
     reconcile::walk(&bench.b, |_| {}).await.unwrap();
