@@ -37,7 +37,7 @@ check-all: check ## That, and what is too long for each change: all other client
 	$(CARGO) test --release --locked --test clients -- --test-threads=1 --nocapture
 	BERTH_TEST_REDIS_SERVER=$(CURDIR)/target/tools/valkey-server $(CARGO) test --locked --test it -- index:: rules_suspect:: e2e_redis:: sentinel:: cluster::
 	BERTH_TEST_GCS_SERVER=$(CURDIR)/target/tools/fake-gcs-server $(CARGO) test --locked --test it -- storage::
-	for over in redis+s3 embedded+s3 sentinel+s3 cluster+s3 redis+gcs embedded+gcs; do \
+	for over in redis+s3 embedded+s3 sentinel+s3 cluster+s3 redis+gcs embedded+gcs redis+azure embedded+azure; do \
 		BERTH_TEST_OVER=$$over $(CARGO) test --locked --test it -- rules_rebuild:: rules_tag:: rules_upload:: || exit; done
 	BERTH_CRASH_ROUNDS=200 $(CARGO) test --locked --test it e2e_crash:: -- --nocapture
 	$(CARGO) deny --locked check advisories

@@ -45,6 +45,7 @@ use crate::{
     server::{self, Drain, End, Listener, Tls},
     storage::{
         StorageError, Store,
+        azure::{self, Azure, AzureOptions},
         contract::Subject,
         gcs::{self, Gcs, GcsOptions},
         key::EpochNumber,
@@ -251,7 +252,9 @@ impl App {
     fn announce(&self, listeners: &[Listener]) {
         let data = match &*self.config.storage.url {
             StorageUrl::File(path) => absolute(path).display().to_string(),
-            StorageUrl::S3 { .. } | StorageUrl::Gcs { .. } => self.config.storage.url.to_string(),
+            StorageUrl::S3 { .. } | StorageUrl::Gcs { .. } | StorageUrl::Azure { .. } => {
+                self.config.storage.url.to_string()
+            }
         };
         for listener in listeners {
             if let Ok(address) = listener.address() {
@@ -342,6 +345,14 @@ pub async fn open_subject(config: &Config) -> Result<Subject, StartError> {
             store.check_rights().await?;
             Ok(Subject::new(Arc::new(store), http, margin))
         }
+        StorageUrl::Azure { container, prefix } => {
+            let prefix = format!("{}/{place}", prefix.trim_matches('/'));
+            let options = AzureOptions::configured(config, container, &prefix);
+            let http = azure::signed_url_client(&options)?;
+            let store = Azure::open(options).await?;
+            store.check_rights().await?;
+            Ok(Subject::new(Arc::new(store), http, margin))
+        }
     }
 }
 
@@ -371,7 +382,7 @@ pub async fn open_existing(config: &Config) -> Result<Arc<Registry>, StartError>
 fn require_bucket(config: &Config) -> Result<(), StartError> {
     match &*config.storage.url {
         StorageUrl::File(path) if !absolute(path).is_dir() => Err(StartError::Nothing(absolute(path))),
-        StorageUrl::File(_) | StorageUrl::S3 { .. } | StorageUrl::Gcs { .. } => Ok(()),
+        StorageUrl::File(_) | StorageUrl::S3 { .. } | StorageUrl::Gcs { .. } | StorageUrl::Azure { .. } => Ok(()),
     }
 }
 
@@ -423,6 +434,13 @@ async fn open_store(config: &Config, purpose: Use) -> Result<Arc<dyn Store>, Sta
         }
         StorageUrl::Gcs { bucket, prefix } => {
             let store = Gcs::open(GcsOptions::configured(config, bucket, prefix)).await?;
+            if purpose == Use::Serve {
+                store.check_rights().await?;
+            }
+            Ok(Arc::new(store))
+        }
+        StorageUrl::Azure { container, prefix } => {
+            let store = Azure::open(AzureOptions::configured(config, container, prefix)).await?;
             if purpose == Use::Serve {
                 store.check_rights().await?;
             }

@@ -327,6 +327,13 @@ pub enum StorageUrl {
         /// What Berth's keys begin with, without a slash at either end; empty for the whole bucket.
         prefix: String,
     },
+    /// A container of Azure Blob Storage.
+    Azure {
+        /// The container's name.
+        container: String,
+        /// What Berth's keys begin with, without a slash at either end; empty for the whole container.
+        prefix: String,
+    },
 }
 
 impl StorageUrl {
@@ -338,7 +345,8 @@ impl StorageUrl {
 
 impl Written for StorageUrl {
     const NAME: &'static str = "StorageUrl";
-    const WANT: &'static str = "\"file:PATH\", \"s3://BUCKET/PREFIX\" or \"gs://BUCKET/PREFIX\"";
+    const WANT: &'static str =
+        "\"file:PATH\", \"s3://BUCKET/PREFIX\", \"gs://BUCKET/PREFIX\" or \"az://CONTAINER/PREFIX\"";
 
     fn read(text: &str) -> Option<Self> {
         if let Some(path) = text.strip_prefix("file:") {
@@ -349,6 +357,10 @@ impl Written for StorageUrl {
         match scheme {
             "s3" => Some(Self::S3 { bucket, prefix }),
             "gs" => Some(Self::Gcs { bucket, prefix }),
+            // There no segment of a name ends with a dot.
+            "az" if !prefix.split('/').any(|part| part.ends_with('.')) => {
+                Some(Self::Azure { container: bucket, prefix })
+            }
             _ => None,
         }
     }
@@ -358,6 +370,7 @@ impl Written for StorageUrl {
             Self::File(path) => return format!("file:{}", path.display()),
             Self::S3 { bucket, prefix } => ("s3", bucket, prefix),
             Self::Gcs { bucket, prefix } => ("gs", bucket, prefix),
+            Self::Azure { container, prefix } => ("az", container, prefix),
         };
         let slash = if prefix.is_empty() { "" } else { "/" };
         format!("{scheme}://{bucket}{slash}{prefix}")
@@ -571,6 +584,7 @@ mod tests {
             ("s3://bucket/a/b/", "s3://bucket/a/b"),
             ("gs://bucket", "gs://bucket"),
             ("gs://bucket/a/", "gs://bucket/a"),
+            ("az://container/a/", "az://container/a"),
         ] {
             assert_eq!(StorageUrl::read(text).unwrap().write(), shown, "{text}");
         }
@@ -584,6 +598,7 @@ mod tests {
             "s3://b/../a",
             "s3://b/a b",
             "gs://",
+            "az://c/a./b",
             "ftp://b",
         ] {
             assert_eq!(StorageUrl::read(bad), None, "{bad}");

@@ -5,6 +5,7 @@
 //! where it came from, what was found and what is allowed. Nothing here acts on a setting.
 
 mod address;
+mod azure;
 mod error;
 mod events;
 mod gcs;
@@ -29,6 +30,7 @@ use std::{
 pub use address::{
     CorsOrigin, IndexUrl, IssuerUrl, KeyPlace, Listen, Namespace, ProxyUrl, Realm, Site, StorageUrl, UrlStart,
 };
+pub use azure::{AccessTier, Azure};
 pub use error::{ConfigError, Origin};
 pub use events::{
     Endpoint, EndpointUrl, EventAction, EventFormat, Events, Headers, ServiceAccount, Topic, WebhookSecrets,

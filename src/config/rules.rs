@@ -7,6 +7,7 @@ use std::{net::SocketAddr, ops::RangeInclusive, time::Duration};
 use super::{
     Sources,
     address::{IndexUrl, Listen, StorageUrl},
+    azure::Azure,
     error::ConfigError,
     gcs::Gcs,
     redis_url::RedisLayout,
@@ -48,6 +49,7 @@ pub(super) fn check(config: &Config, sources: &Sources) -> Result<(), ConfigErro
     check_index(config, sources)?;
     check_stores(config, sources)?;
     check_s3(config, sources)?;
+    check_azure(config, sources)?;
     check_proxy(config, sources)?;
     check_redirect(config, sources)?;
     check_collect(config, sources)?;
@@ -226,6 +228,7 @@ fn check_stores(config: &Config, sources: &Sources) -> Result<(), ConfigError> {
     let stores = [
         ("s3", "an s3://", storage.s3 != S3::default(), matches!(*storage.url, StorageUrl::S3 { .. })),
         ("gcs", "a gs://", storage.gcs != Gcs::default(), matches!(*storage.url, StorageUrl::Gcs { .. })),
+        ("azure", "an az://", storage.azure != Azure::default(), matches!(*storage.url, StorageUrl::Azure { .. })),
     ];
     for (name, scheme, is_set, is_used) in stores {
         let set = sources.first_under(&format!("storage.{name}")).filter(|_| is_set && !is_used);
@@ -256,6 +259,15 @@ fn check_s3(config: &Config, sources: &Sources) -> Result<(), ConfigError> {
         }
     }
     Ok(())
+}
+
+fn check_azure(config: &Config, sources: &Sources) -> Result<(), ConfigError> {
+    let azure = &config.storage.azure;
+    if azure.account_key.is_none() || azure.sas.is_none() {
+        return Ok(());
+    }
+    let found = "found with storage.azure.account_key".to_owned();
+    refuse(sources, "storage.azure.sas", found, "want one of them, or neither")
 }
 
 fn check_proxy(config: &Config, sources: &Sources) -> Result<(), ConfigError> {
@@ -332,7 +344,7 @@ fn check_collect(config: &Config, sources: &Sources) -> Result<(), ConfigError> 
 fn check_upload_memory(config: &Config, sources: &Sources) -> Result<(), ConfigError> {
     let (least, allowed) = match *config.storage.url {
         StorageUrl::File(_) => (Size(8 << 20), "want at least \"8MiB\", two parts of a blob in a directory"),
-        StorageUrl::S3 { .. } | StorageUrl::Gcs { .. } => {
+        StorageUrl::S3 { .. } | StorageUrl::Gcs { .. } | StorageUrl::Azure { .. } => {
             (Size(32 << 20), "want at least \"32MiB\", two parts of a blob in a bucket")
         }
     };

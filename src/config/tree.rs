@@ -11,6 +11,7 @@ use super::{
     address::{
         CorsOrigin, IndexUrl, IssuerUrl, KeyPlace, Listen, Namespace, ProxyUrl, Realm, Site, StorageUrl, UrlStart,
     },
+    azure::Azure,
     events::Events,
     gcs::Gcs,
     pattern::{AgentPattern, ClaimPattern, RepositoryPattern, TagPattern},
@@ -88,7 +89,7 @@ pub struct Admin {
 pub struct Storage {
     /// Where the bucket is: `file:PATH` is a local directory (a relative path starts at the working
     /// directory), `s3://BUCKET/PREFIX` a bucket of S3 or of a store that speaks its protocol, `gs://BUCKET/PREFIX`
-    /// one of Google Cloud Storage.
+    /// one of Google Cloud Storage, `az://CONTAINER/PREFIX` a container of Azure Blob Storage.
     pub url: Text<StorageUrl>,
     /// Whether a write to a local directory is on disk (fsync) before it is acknowledged. Without it a power
     /// failure can lose pushes that were acknowledged.
@@ -97,6 +98,8 @@ pub struct Storage {
     pub s3: S3,
     /// How to reach Google Cloud Storage. Only for a `gs://` URL.
     pub gcs: Gcs,
+    /// How to reach Azure Blob Storage. Only for an `az://` URL.
+    pub azure: Azure,
 }
 
 /// `[storage.s3]`
@@ -199,7 +202,7 @@ pub struct Proxy {
 #[serde(default, deny_unknown_fields)]
 pub struct Redirect {
     /// Whether a client that pulls a blob is sent (307) to the bucket for its bytes, by a URL that is signed for
-    /// it. Clients must be able to reach the bucket then: see `storage.s3.public_endpoint` and `storage.gcs.public_endpoint`. A local directory
+    /// it. Clients must be able to reach the bucket then: see the `public_endpoint` of each kind of store. A local directory
     /// has no such URLs, and Berth sends the bytes itself.
     pub enabled: bool,
     /// For how long such a URL can be fetched, `10s` to `168h`, the most that S3 and GCS take. For as long, at most,
@@ -583,7 +586,7 @@ impl Config {
         match (&*self.index.url, &*self.storage.url) {
             (IndexUrl::EmbeddedAt(path), _) => Some(path.clone()),
             (IndexUrl::Embedded, StorageUrl::File(path)) => Some(path.join(".index")),
-            (IndexUrl::Embedded, StorageUrl::S3 { .. } | StorageUrl::Gcs { .. }) | (IndexUrl::Redis(_), _) => None,
+            (IndexUrl::Embedded, _) | (IndexUrl::Redis(_), _) => None,
         }
     }
 }
@@ -622,7 +625,13 @@ impl Default for Token {
 
 impl Default for Storage {
     fn default() -> Self {
-        Self { url: Text(StorageUrl::File("berth-data".into())), sync: true, s3: S3::default(), gcs: Gcs::default() }
+        Self {
+            url: Text(StorageUrl::File("berth-data".into())),
+            sync: true,
+            s3: S3::default(),
+            gcs: Gcs::default(),
+            azure: Azure::default(),
+        }
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod kept;
 
+pub mod azure;
 pub mod contract;
 pub mod gcs;
 pub mod key;
@@ -174,6 +175,12 @@ pub trait Store: fmt::Debug + Send + Sync {
 
     /// The most parts that one upload may have.
     fn max_parts(&self) -> usize;
+
+    /// Whether each upload in parts has a name of its own, so that nothing can be done with one that is over. Where
+    /// it has none, the key is the upload: of parts that were replaced, those that complete it are its bytes.
+    fn names_uploads(&self) -> bool {
+        true
+    }
 
     /// The store's time now: its last `Date`, carried forward by the monotonic clock. For a directory the
     /// machine's clock.

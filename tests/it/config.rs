@@ -160,12 +160,12 @@ fn each_mistake_is_one_line() {
         (
             "[storage]\nurl = \"ftp://x\"",
             &[],
-            "storage.url (DIR/berth.toml:2): found \"ftp://x\"; want \"file:PATH\", \"s3://BUCKET/PREFIX\" or \"gs://BUCKET/PREFIX\"",
+            "storage.url (DIR/berth.toml:2): found \"ftp://x\"; want \"file:PATH\", \"s3://BUCKET/PREFIX\", \"gs://BUCKET/PREFIX\" or \"az://CONTAINER/PREFIX\"",
         ),
         (
             "storage.url = 5",
             &[],
-            "storage.url (DIR/berth.toml:1): found 5; want \"file:PATH\", \"s3://BUCKET/PREFIX\" or \"gs://BUCKET/PREFIX\"",
+            "storage.url (DIR/berth.toml:1): found 5; want \"file:PATH\", \"s3://BUCKET/PREFIX\", \"gs://BUCKET/PREFIX\" or \"az://CONTAINER/PREFIX\"",
         ),
         ("storage = 5", &[], "storage (DIR/berth.toml:1): found a value; want a table"),
         (
@@ -409,6 +409,16 @@ fn each_mistake_is_one_line() {
             "redirect.cdn.key_name (DIR/berth.toml:2): found \"a b\"; want a key's name: up to 63 letters, digits, _ and -",
         ),
         (
+            "storage.url = \"s3://b\"\nindex.url = \"embedded:/i\"\n[storage.azure]\naccount = \"a\"",
+            &[],
+            "storage.azure.account (DIR/berth.toml:4): found while storage.url is \"s3://b\"; want an az:// URL in storage.url, or nothing in [storage.azure]",
+        ),
+        (
+            "storage.url = \"az://c\"\nindex.url = \"embedded:/i\"\n[storage.azure]\naccount_key = \"a\"\nsas = \"b\"",
+            &[],
+            "storage.azure.sas (DIR/berth.toml:5): found with storage.azure.account_key; want one of them, or neither",
+        ),
+        (
             "[storage.gcs]\nsign_as = \"a@b\"",
             &[("BERTH_STORAGE__URL", "s3://b"), ("BERTH_INDEX__URL", "embedded:x")],
             "storage.gcs.sign_as (DIR/berth.toml:2): found while storage.url is \"s3://b\"; want a gs:// URL in storage.url, or nothing in [storage.gcs]",
@@ -421,7 +431,7 @@ fn each_mistake_is_one_line() {
         (
             "",
             &[("BERTH_STORAGE__URL", "gs://b//p")],
-            "storage.url (BERTH_STORAGE__URL): found \"gs://b//p\"; want \"file:PATH\", \"s3://BUCKET/PREFIX\" or \"gs://BUCKET/PREFIX\"",
+            "storage.url (BERTH_STORAGE__URL): found \"gs://b//p\"; want \"file:PATH\", \"s3://BUCKET/PREFIX\", \"gs://BUCKET/PREFIX\" or \"az://CONTAINER/PREFIX\"",
         ),
         (
             "",

@@ -31,7 +31,7 @@ use futures_util::TryStreamExt;
 use ulid::Ulid;
 
 use crate::{
-    gcs_server,
+    azurite, gcs_server,
     redis_fleet::{Cluster, Sentinels},
     redis_server, s3_server, storage,
     wrappers::{Clock, Probe, WatchedConnect, WatchedStore},
@@ -72,7 +72,8 @@ pub(crate) struct Bench {
 }
 
 /// What the tests of the rules run over, where they don't say it themselves: `redis`, `sentinel` or `cluster` with `+s3`,
-/// `embedded+s3`, `redis+gcs` or `embedded+gcs` in this variable, else a directory with its embedded index.
+/// `embedded+s3`, or either of `redis` and `embedded` with `+gcs` or `+azure` in this variable, else a directory with its
+/// embedded index.
 const OVER: &str = "BERTH_TEST_OVER";
 
 /// Over an embedded index and a local directory, or what [`OVER`] says.
@@ -90,6 +91,8 @@ pub(crate) async fn local(options: Options) -> Bench {
         Ok("embedded+s3") => alone(options).await,
         Ok("redis+gcs") => google(options, true).await,
         Ok("embedded+gcs") => google(options, false).await,
+        Ok("redis+azure") => azure(options, true).await,
+        Ok("embedded+azure") => azure(options, false).await,
         Ok(other) => panic!("{OVER}: {other}"),
         Err(_) => in_directory(options).await,
     }
@@ -134,7 +137,24 @@ pub(crate) async fn alone(options: Options) -> Bench {
 async fn google(options: Options, with_redis: bool) -> Bench {
     let bucket = gcs_server::start().await;
     let store: Arc<dyn Store> = Arc::new(Gcs::open(bucket.options()).await.unwrap());
-    let mut held: Vec<Box<dyn Any + Send + Sync>> = vec![Box::new(bucket)];
+    in_bucket(store, Box::new(bucket), 5 << 20, options, with_redis).await
+}
+
+/// Over what plays Azure Blob Storage, and Redis or an embedded index.
+async fn azure(options: Options, with_redis: bool) -> Bench {
+    let container = azurite::start().await;
+    let store: Arc<dyn Store> = Arc::new(container.open().await);
+    in_bucket(store, Box::new(container), PART, options, with_redis).await
+}
+
+async fn in_bucket(
+    store: Arc<dyn Store>,
+    bucket: Box<dyn Any + Send + Sync>,
+    part: usize,
+    options: Options,
+    with_redis: bool,
+) -> Bench {
+    let mut held = vec![bucket];
     let connect: Arc<dyn Connect> = if with_redis {
         let redis = redis_server::start().await;
         let connect = Arc::new(Redis::new(&redis.url(), "berth").unwrap());
@@ -146,7 +166,7 @@ async fn google(options: Options, with_redis: bool) -> Bench {
         held.push(Box::new(directory));
         connect
     };
-    Bench::open(store, connect, 5 << 20, options, held).await
+    Bench::open(store, connect, part, options, held).await
 }
 
 /// Over a Redis and a bucket that the test keeps.
