@@ -33,6 +33,8 @@ mod index;
 mod index_redis;
 mod infra;
 mod issuer;
+mod ledger;
+mod linear;
 mod many_pushes;
 mod model;
 mod nginx;

@@ -3,7 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
-    net::TcpListener,
+    net::{Ipv4Addr, TcpListener},
     process::{Child, Command, Stdio},
     time::Duration,
 };
@@ -11,9 +11,12 @@ use std::{
 use tempfile::TempDir;
 use tokio::net::TcpStream;
 
-/// A running (or stopped) server. It keeps nothing: after a restart it is empty.
+use crate::berth::own_address;
+
+/// A running (or stopped) server. Unless its arguments say otherwise it keeps nothing: after a restart it is empty.
 #[derive(Debug)]
 pub(crate) struct RedisServer {
+    address: Ipv4Addr,
     port: u16,
     arguments: Vec<String>,
     directory: TempDir,
@@ -28,15 +31,24 @@ pub(crate) async fn start() -> RedisServer {
 /// Starts a server with further arguments, for instance `["--maxmemory-policy", "allkeys-lru"]`.
 pub(crate) async fn start_with(arguments: &[&str]) -> RedisServer {
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    launch(Ipv4Addr::LOCALHOST, port, arguments).await
+}
+
+/// Starts a server at an address that nobody else uses while it is stopped.
+pub(crate) async fn start_elsewhere(arguments: &[&str]) -> RedisServer {
+    launch(own_address(), 6379, arguments).await
+}
+
+async fn launch(address: Ipv4Addr, port: u16, arguments: &[&str]) -> RedisServer {
     let arguments = arguments.iter().map(ToString::to_string).collect();
-    let mut server = RedisServer { port, arguments, directory: TempDir::new().unwrap(), child: None };
+    let mut server = RedisServer { address, port, arguments, directory: TempDir::new().unwrap(), child: None };
     server.restart().await;
     server
 }
 
 impl RedisServer {
     pub(crate) fn url(&self) -> String {
-        format!("redis://127.0.0.1:{}/", self.port)
+        format!("redis://{}:{}/", self.address, self.port)
     }
 
     /// A connection of an operator's, who may do anything.
@@ -52,6 +64,18 @@ impl RedisServer {
         self.port
     }
 
+    pub(crate) fn place(&self) -> (Ipv4Addr, u16) {
+        (self.address, self.port)
+    }
+
+    /// Removes what it has written down. Only while it is stopped.
+    pub(crate) fn forget(&self) {
+        for entry in std::fs::read_dir(self.directory.path()).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) }.unwrap();
+        }
+    }
+
     /// Kills the server; connections to it break.
     pub(crate) fn stop(&mut self) {
         if let Some(mut child) = self.child.take() {
@@ -60,19 +84,19 @@ impl RedisServer {
         }
     }
 
-    /// Starts the server on the same port, empty, after stopping it if it runs.
+    /// Starts the server on the same port, empty unless its arguments say otherwise, after stopping it if it runs.
     pub(crate) async fn restart(&mut self) {
         self.stop();
         let program = std::env::var("BERTH_TEST_REDIS_SERVER").unwrap_or_else(|_| "redis-server".to_owned());
         let child = Command::new(program)
-            .args(["--port", &self.port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"])
+            .args(["--port", &self.port.to_string(), "--bind", &self.address.to_string(), "--save", "", "--appendonly", "no"])
             .args(&self.arguments)
             .current_dir(self.directory.path())
             .stdout(Stdio::null())
             .spawn()
             .expect("redis-server is needed: apt-get install redis-server");
         self.child = Some(child);
-        while TcpStream::connect(("127.0.0.1", self.port)).await.is_err() {
+        while TcpStream::connect((self.address, self.port)).await.is_err() {
             let ended = self.child.as_mut().and_then(|child| child.try_wait().unwrap());
             assert!(ended.is_none(), "redis-server ended: {ended:?}");
             tokio::time::sleep(Duration::from_millis(5)).await;

@@ -1,0 +1,171 @@
+//! What goes wrong, and when: three lanes, each drawing one fault after the other from dice of its own.
+
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+
+use crate::{
+    dice::Dice,
+    replica::Replica,
+    servers::{REDIS_FAULTS, RedisFault, Servers},
+    weather::{StormyStore, Tally, Turn, Weather},
+};
+
+/// The three spans on which the protocols rest.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Spans {
+    pub(crate) lease: Duration,
+    pub(crate) deadline: Duration,
+    pub(crate) margin: Duration,
+}
+
+impl Spans {
+    /// Those that operators have.
+    pub(crate) const DEFAULT: Self = Self::of(5000, 10_000, 3000);
+
+    /// As short as a store whose clock shows seconds allows.
+    pub(crate) const SHORT: Self = Self::of(2000, 5000, 2000);
+
+    const fn of(lease: u64, deadline: u64, margin: u64) -> Self {
+        let span = Duration::from_millis;
+        Self { lease: span(lease), deadline: span(deadline), margin: span(margin) }
+    }
+
+    /// How long a new epoch waits, in milliseconds.
+    pub(crate) fn succession(self) -> u64 {
+        (self.lease * 2 + self.deadline + self.margin).as_millis() as u64
+    }
+
+    /// Longer than a lease and a deadline together, in milliseconds.
+    pub(crate) fn longest_stop(self) -> u64 {
+        (self.lease + self.deadline + self.margin).as_millis() as u64
+    }
+}
+
+/// What goes wrong with replicas.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ReplicaFault {
+    Killed,
+    AllKilled,
+    /// It stands still for a while, and goes on.
+    Stopped,
+    AllButOneStopped,
+}
+
+/// Which faults are drawn.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Faults {
+    pub(crate) replicas: Vec<ReplicaFault>,
+    pub(crate) redis: Vec<RedisFault>,
+    pub(crate) store: Vec<Turn>,
+    /// The clocks of two replicas are minutes apart from the others'.
+    pub(crate) clocks: bool,
+}
+
+impl Faults {
+    /// All of them.
+    pub(crate) fn all() -> Self {
+        use ReplicaFault::{AllButOneStopped, AllKilled, Killed, Stopped};
+        Self {
+            replicas: vec![Killed, Killed, AllKilled, Stopped, Stopped, AllButOneStopped],
+            redis: REDIS_FAULTS.to_vec(),
+            store: vec![Turn::Refused, Turn::Stalled, Turn::Cut, Turn::Lost, Turn::Late],
+            clocks: true,
+        }
+    }
+}
+
+/// For how long nothing goes wrong, between two faults of a lane.
+fn calm(dice: &mut Dice, spans: Spans) -> Duration {
+    // Now and then so long that everything heals, mostly not.
+    let longest = if dice.percent(30) { spans.succession() * 3 } else { spans.succession() / 2 };
+    dice.span(500..longest)
+}
+
+/// Vexes the replicas until the end, and leaves them running. What ends by itself is started again.
+pub(crate) async fn vex_replicas(
+    replicas: &mut [Replica],
+    faults: &[ReplicaFault],
+    spans: Spans,
+    mut dice: Dice,
+    tally: &Tally,
+    end: Instant,
+) {
+    while Instant::now() < end {
+        let rest = calm(&mut dice, spans);
+        attend(replicas, rest.min(end.saturating_duration_since(Instant::now()))).await;
+        if faults.is_empty() || Instant::now() >= end {
+            continue;
+        }
+        let (fault, one) = (*dice.pick(faults), dice.index(replicas.len()));
+        tally.add(&format!("replica: {fault:?}").to_lowercase());
+        let stop = dice.span(500..spans.longest_stop() * 5 / 4);
+        match fault {
+            ReplicaFault::Killed => replicas[one].kill(),
+            ReplicaFault::AllKilled => replicas.iter_mut().for_each(Replica::kill),
+            ReplicaFault::Stopped => {
+                replicas[one].signal(Signal::STOP);
+                tokio::time::sleep(stop).await;
+                replicas[one].signal(Signal::CONT);
+            }
+            ReplicaFault::AllButOneStopped => {
+                let others = || replicas.iter().enumerate().filter(|(number, _)| *number != one);
+                others().for_each(|(_, replica)| replica.signal(Signal::STOP));
+                tokio::time::sleep(stop).await;
+                others().for_each(|(_, replica)| replica.signal(Signal::CONT));
+            }
+        }
+        // What was killed stays away for a moment.
+        tokio::time::sleep(dice.span(0..2000)).await;
+    }
+}
+
+/// Waits, and starts again what has ended.
+async fn attend(replicas: &mut [Replica], span: Duration) {
+    let until = Instant::now() + span;
+    loop {
+        replicas.iter_mut().for_each(Replica::start);
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return;
+        }
+        tokio::time::sleep(left.min(Duration::from_millis(300))).await;
+    }
+}
+
+/// Vexes Redis until the end, and leaves it well.
+pub(crate) async fn vex_redis(
+    servers: &mut Servers,
+    faults: &[RedisFault],
+    spans: Spans,
+    mut dice: Dice,
+    end: Instant,
+) {
+    while !faults.is_empty() {
+        let rest = calm(&mut dice, spans) + Duration::from_millis(if dice.percent(60) { spans.succession() } else { 0 });
+        tokio::time::sleep(rest.min(end.saturating_duration_since(Instant::now()))).await;
+        if Instant::now() >= end {
+            return;
+        }
+        servers.suffer(*dice.pick(faults), &mut dice, spans).await;
+    }
+}
+
+/// Gives the store bad weather until the end, and fair weather then.
+pub(crate) async fn vex_store(store: &StormyStore, turns: &[Turn], spans: Spans, mut dice: Dice, end: Instant) {
+    while !turns.is_empty() && Instant::now() < end {
+        let wait = 500..spans.longest_stop() * 2;
+        let chances = match dice.range(0..10) {
+            // It is down.
+            0 => vec![(*dice.pick(turns), 100)],
+            1..7 => vec![(*dice.pick(turns), dice.range(5..40))],
+            _ => turns.iter().map(|turn| (*turn, 5)).collect(),
+        };
+        store.turn(Weather { chances, wait });
+        let storm = dice.span(500..8000);
+        tokio::time::sleep(storm.min(end.saturating_duration_since(Instant::now()))).await;
+        store.turn(Weather::default());
+        let fair = dice.span(500..12_000);
+        tokio::time::sleep(fair.min(end.saturating_duration_since(Instant::now()))).await;
+    }
+}
