@@ -1,6 +1,11 @@
 //! What goes wrong, and when: three lanes, each drawing one fault after the other from dice of its own.
 
-use std::time::{Duration, Instant};
+use std::{
+    fs,
+    io::Write,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use rustix::process::Signal;
 
@@ -58,8 +63,10 @@ pub(crate) struct Faults {
     pub(crate) replicas: Vec<ReplicaFault>,
     pub(crate) redis: Vec<RedisFault>,
     pub(crate) store: Vec<Turn>,
-    /// The clocks of two replicas are minutes apart from the others'.
+    /// The clocks of two replicas are minutes off, one before and one behind.
     pub(crate) clocks: bool,
+    /// One replica keeps everything on a disk, which is full at times.
+    pub(crate) disk: bool,
 }
 
 impl Faults {
@@ -71,6 +78,7 @@ impl Faults {
             redis: REDIS_FAULTS.to_vec(),
             store: vec![Turn::Refused, Turn::Stalled, Turn::Cut, Turn::Lost, Turn::Late],
             clocks: true,
+            disk: false,
         }
     }
 }
@@ -142,7 +150,8 @@ pub(crate) async fn vex_redis(
     end: Instant,
 ) {
     while !faults.is_empty() {
-        let rest = calm(&mut dice, spans) + Duration::from_millis(if dice.percent(60) { spans.succession() } else { 0 });
+        let rest =
+            calm(&mut dice, spans) + Duration::from_millis(if dice.percent(60) { spans.succession() } else { 0 });
         tokio::time::sleep(rest.min(end.saturating_duration_since(Instant::now()))).await;
         if Instant::now() >= end {
             return;
@@ -167,5 +176,27 @@ pub(crate) async fn vex_store(store: &StormyStore, turns: &[Turn], spans: Spans,
         store.turn(Weather::default());
         let fair = dice.span(500..12_000);
         tokio::time::sleep(fair.min(end.saturating_duration_since(Instant::now()))).await;
+    }
+}
+
+/// Fills a disk again and again until the end, and gives it back.
+pub(crate) async fn vex_disk(disk: &Path, mut dice: Dice, tally: &Tally, end: Instant) {
+    let filler = disk.join("filler");
+    while Instant::now() < end {
+        tokio::time::sleep(dice.span(500..2500)).await;
+        tally.add("disk: full");
+        fill(&filler);
+        tokio::time::sleep(dice.span(300..2500)).await;
+        // What is left of the room is small, and fills up by what clients push.
+        fs::remove_file(&filler).ok();
+    }
+}
+
+/// Writes a file until there is no room left.
+fn fill(filler: &Path) {
+    let Ok(mut file) = fs::File::create(filler) else { return };
+    let zeros = vec![0; 1 << 20];
+    for size in [zeros.len(), 4096] {
+        while file.write_all(&zeros[..size]).is_ok() {}
     }
 }

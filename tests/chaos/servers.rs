@@ -4,8 +4,8 @@
 
 use std::time::Duration;
 
-use crate::{dice::Dice, faults::Spans, links::Link, weather::Tally};
 use crate::redis_server::{self, RedisServer};
+use crate::{dice::Dice, faults::Spans, links::Link, weather::Tally};
 
 /// What may happen to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +45,7 @@ pub(crate) const REDIS_FAULTS: [RedisFault; 9] = [
 const KEEPS: [&str; 4] = ["--appendonly", "yes", "--appendfsync", "no"];
 
 /// The server that is the right one now, and each replica's way to it.
+#[derive(Debug)]
 pub(crate) struct Servers {
     master: RedisServer,
     links: Vec<Link>,

@@ -159,7 +159,7 @@ async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> io::Result<R
             tokio::time::sleep(wait).await;
             Ok(shared.pass(request).await?.map(Body::from))
         }
-        Some(Turn::Cut) => Ok(cut(shared.pass(request).await?)),
+        Some(Turn::Cut) => cut(shared.pass(request).await?),
         Some(Turn::Lost) => {
             shared.pass(request).await?;
             Err(io::Error::other("the answer is lost"))
@@ -189,10 +189,13 @@ fn too_busy() -> Response<Body> {
     Response::builder().status(StatusCode::SERVICE_UNAVAILABLE).body(Body::from(body)).unwrap()
 }
 
-/// The same answer, whose body breaks off; one without a body breaks off before it begins.
-fn cut(answer: Response<Bytes>) -> Response<Body> {
+/// The same answer, whose body breaks off. One without a body is lost: its head says nothing but the truth.
+fn cut(answer: Response<Bytes>) -> io::Result<Response<Body>> {
     let (mut head, body) = answer.into_parts();
-    head.headers.insert(CONTENT_LENGTH, body.len().max(1).into());
+    if body.is_empty() {
+        return Err(io::Error::other("cut"));
+    }
+    head.headers.insert(CONTENT_LENGTH, body.len().into());
     let half = body.slice(..body.len() / 2);
-    Response::from_parts(head, Body::from_stream(stream::iter([Ok(half), Err(io::Error::other("cut"))])))
+    Ok(Response::from_parts(head, Body::from_stream(stream::iter([Ok(half), Err(io::Error::other("cut"))]))))
 }

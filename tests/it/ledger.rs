@@ -52,7 +52,8 @@ impl Life {
 
     /// Whether a removal was acknowledged before `from`, and nothing can have been written since.
     fn surely_gone(&self, from: Moment) -> bool {
-        let is_last = |removal: &Moment| self.written.values().all(|write| write.ended.is_some_and(|end| end < *removal));
+        let is_last =
+            |removal: &Moment| self.written.values().all(|write| write.ended.is_some_and(|end| end < *removal));
         let mut known = self.removed.iter().filter(|(_, removal)| removal.ended.is_some_and(|ended| ended < from));
         known.any(|(began, _)| is_last(began))
     }
@@ -317,7 +318,8 @@ impl Ledger {
         let Some(pushed) = life.and_then(|life| life.surely_there(change.began, now)) else { return };
         let age = pushed.sent.elapsed();
         if grace.is_none_or(|grace| age < grace) {
-            let text = format!("{}: {blob}, pushed {age:?} ago, is unknown (asked at {})", change.repository, change.began);
+            let text =
+                format!("{}: {blob}, pushed {age:?} ago, is unknown (asked at {})", change.repository, change.began);
             inner.complain(text);
         }
     }

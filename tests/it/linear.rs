@@ -5,11 +5,7 @@
 //! the tag, whose outcome nobody knows, is left out if nobody ever saw it, and ends at the end of the first
 //! read that did. And the steps are counted: a history that takes too many is said to be undecided.
 
-use std::{
-    cell::Cell,
-    collections::BTreeMap,
-    rc::Rc,
-};
+use std::{cell::Cell, collections::BTreeMap, rc::Rc};
 
 use stateright::semantics::{ConsistencyTester, LinearizabilityTester, SequentialSpec};
 

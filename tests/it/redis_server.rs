@@ -51,9 +51,11 @@ impl RedisServer {
         format!("redis://{}:{}/", self.address, self.port)
     }
 
-    /// A connection of an operator's, who may do anything.
+    /// A connection of an operator's, who may do anything, and has time.
     pub(crate) async fn operator(&self) -> redis::aio::MultiplexedConnection {
-        redis::Client::open(self.url()).unwrap().get_multiplexed_async_connection().await.unwrap()
+        let patient = redis::AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None);
+        let client = redis::Client::open(self.url()).unwrap();
+        client.get_multiplexed_async_connection_with_config(&patient).await.unwrap()
     }
 
     pub(crate) async fn flush(&self) {
@@ -89,7 +91,16 @@ impl RedisServer {
         self.stop();
         let program = std::env::var("BERTH_TEST_REDIS_SERVER").unwrap_or_else(|_| "redis-server".to_owned());
         let child = Command::new(program)
-            .args(["--port", &self.port.to_string(), "--bind", &self.address.to_string(), "--save", "", "--appendonly", "no"])
+            .args([
+                "--port",
+                &self.port.to_string(),
+                "--bind",
+                &self.address.to_string(),
+                "--save",
+                "",
+                "--appendonly",
+                "no",
+            ])
             .args(&self.arguments)
             .current_dir(self.directory.path())
             .stdout(Stdio::null())
