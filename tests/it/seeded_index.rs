@@ -151,7 +151,8 @@ async fn push_blob(client: &Client, repository: &str, bytes: &[u8]) -> u16 {
 
 async fn delete_blob(replica: &Replica, repository: &str) {
     let path = format!("/v2/{repository}/blobs/{}", sha256(LAYER_BYTES));
-    replica.client.delete(&path).await.expect(202);
+    // Where the DELETE is refused for its lateness, the answer is 503.
+    assert!(matches!(replica.client.delete(&path).await.status, 202 | 503));
 }
 
 /// Background work, until nothing more is done.
@@ -395,17 +396,13 @@ async fn a_delete_without_expiry_is_caught() {
         work(&remover).await;
         push_blob(&remover.client, REPOSITORY, LAYER_BYTES).await;
         let removes = |call: &Call| call.kind == "delete" && call.about.contains("/_blobs/");
-        let removal = async {
-            delete_blob(&remover, REPOSITORY).await;
-            drop(worker::work_once(&remover.registry, Ulid::from(7_u128)).await);
-        };
         let meanwhile = async {
             town.clock.advance(GRACE);
             let next = town.open(&town.index()).await;
             work(&next).await;
             town.push(&next, 2).await;
         };
-        amid(&remover, removes, removal, meanwhile).await;
+        amid(&remover, removes, delete_blob(&remover, REPOSITORY), meanwhile).await;
         let last = town.open(&town.index()).await;
         work(&last).await;
         town.look(&last).await;
