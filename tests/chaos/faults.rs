@@ -11,7 +11,7 @@ use rustix::process::Signal;
 
 use crate::{
     dice::Dice,
-    replica::Replica,
+    replica::{Console, Replica},
     servers::{REDIS_FAULTS, RedisFault, Servers},
     weather::{StormyStore, Tally, Turn, Weather},
 };
@@ -125,6 +125,31 @@ pub(crate) async fn vex_replicas(
         }
         // What was killed stays away for a moment.
         tokio::time::sleep(dice.span(0..2000)).await;
+    }
+}
+
+/// Does what the manual tells operators to do, until the end: where no replica has been ready for much longer than
+/// an epoch takes to begin, which is so when all of them were restarted and none knows the Redis that they
+/// find, the bucket's index is begun anew.
+pub(crate) async fn operate(consoles: &[Console], spans: Spans, tally: &Tally, end: Instant) {
+    let patience = Duration::from_millis(spans.succession() * 2 + 15_000);
+    let mut last_ready = Instant::now();
+    while Instant::now() < end {
+        tokio::time::sleep(Duration::from_secs(1).min(end.saturating_duration_since(Instant::now()))).await;
+        for console in consoles {
+            if console.is_ready().await {
+                last_ready = Instant::now();
+            }
+        }
+        if last_ready.elapsed() > patience {
+            let rebuilt = consoles[0].run(&["index", "rebuild"]).await;
+            tally.add(if rebuilt.status.success() {
+                "operator: index rebuild"
+            } else {
+                "operator: index rebuild failed"
+            });
+            last_ready = Instant::now();
+        }
     }
 }
 

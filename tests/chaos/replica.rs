@@ -6,14 +6,14 @@ use std::{
     fs,
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
-    process::{Child, Command, Output},
+    process::{Child, Command, Output, Stdio},
 };
 
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::weather::Tally;
 use crate::{
-    berth::{Setup, bare, own_address},
+    berth::{Setup, bare, get, own_address},
     e2e_client::Client,
 };
 
@@ -64,9 +64,9 @@ impl Replica {
         Client::with(with.clone(), &format!("http://{}:5000", self.address))
     }
 
-    /// The address of health and metrics.
-    pub(crate) fn admin(&self) -> SocketAddr {
-        (self.address, 5001).into()
+    /// What its operator has of it.
+    pub(crate) fn console(&self) -> Console {
+        Console { setup: self.setup.clone(), admin: (self.address, 5001).into() }
     }
 
     /// Starts it, unless it runs.
@@ -97,12 +97,6 @@ impl Replica {
         }
     }
 
-    /// Runs another of the binary's commands with the same settings.
-    pub(crate) fn command(&self, arguments: &[&str]) -> Output {
-        let mut command: Command = bare(&self.setup, Path::new("unused"));
-        command.args(arguments).stdout(std::process::Stdio::piped()).output().unwrap()
-    }
-
     /// The lines of its log that say that something in it is broken.
     pub(crate) fn defects(&self) -> Vec<String> {
         let log = fs::read(&self.log).unwrap_or_default();
@@ -115,5 +109,28 @@ impl Replica {
 impl Drop for Replica {
     fn drop(&mut self) {
         self.kill();
+    }
+}
+
+/// What an operator has of a replica, whether it runs or not.
+#[derive(Clone, Debug)]
+pub(crate) struct Console {
+    setup: Setup,
+    admin: SocketAddr,
+}
+
+impl Console {
+    /// Whether it says that it can do everything.
+    pub(crate) async fn is_ready(&self) -> bool {
+        let admin = self.admin;
+        let said = tokio::task::spawn_blocking(move || get(admin, "/readyz")).await.unwrap();
+        said.is_some_and(|said| said.contains(r#""status":"ready""#))
+    }
+
+    /// Runs another of the binary's commands with the replica's settings.
+    pub(crate) async fn run(&self, arguments: &'static [&'static str]) -> Output {
+        let mut command: Command = bare(&self.setup, Path::new("unused"));
+        command.args(arguments).stdout(Stdio::piped());
+        tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
     }
 }

@@ -112,9 +112,10 @@ impl Servers {
 
     /// A replica takes the master's place for some, and then for all. Returns the old master, which runs on.
     async fn fail_over(&mut self, dice: &mut Dice, spans: Spans) -> RedisServer {
-        let (host, port) = (self.master.place().0.to_string(), self.master.place().1.to_string());
-        let spare = redis_server::start_elsewhere(&[&KEEPS[..], &["--replicaof", &host, &port]].concat()).await;
+        let (host, port) = self.master.place();
+        let spare = redis_server::start_elsewhere(&KEEPS).await;
         let mut operator = spare.operator().await;
+        redis::cmd("REPLICAOF").arg(host.to_string()).arg(port).exec_async(&mut operator).await.unwrap();
         loop {
             let info: String = redis::cmd("INFO").arg("replication").query_async(&mut operator).await.unwrap();
             if info.contains("master_link_status:up") {

@@ -12,13 +12,12 @@ use tempfile::TempDir;
 
 use crate::{
     Plan,
-    berth::get,
     clients::{Actor, STEADY, World},
     dice::Dice,
     disk::Disk,
     e2e_client::Client,
-    faults::{vex_disk, vex_redis, vex_replicas, vex_store},
-    replica::Replica,
+    faults::{operate, vex_disk, vex_redis, vex_replicas, vex_store},
+    replica::{Console, Replica},
     s3_server::{self, S3Server},
     servers::Servers,
     weather::{StormyStore, Tally},
@@ -82,28 +81,31 @@ impl Site {
         self.logs.keep()
     }
 
-    /// Waits until every replica is ready and takes pushes. Returns whether that came to pass.
+    /// Waits until every replica is ready and takes pushes, with its operator's help. Returns whether that came to
+    /// pass.
     pub(crate) async fn heal(&mut self, actor: &mut Actor) -> bool {
-        let began = Instant::now();
-        for number in 0..self.replicas.len() {
+        let (consoles, spans, end) = (self.consoles(), self.plan.spans, Instant::now() + HEALING);
+        let tally = self.tally.clone();
+        tokio::select! {
+            () = self.wait_for_health(actor) => true,
+            () = operate(&consoles, spans, &tally, end) => false,
+        }
+    }
+
+    fn consoles(&self) -> Vec<Console> {
+        self.replicas.iter().map(Replica::console).collect()
+    }
+
+    async fn wait_for_health(&mut self, actor: &mut Actor) {
+        for (number, console) in self.consoles().iter().enumerate() {
             loop {
                 self.replicas.iter_mut().for_each(Replica::start);
-                let is_ready = self.readiness(number).await.is_some_and(|said| said.contains(r#""status":"ready""#));
-                if is_ready && actor.probe(&self.clients[number]).await {
+                if console.is_ready().await && actor.probe(&self.clients[number]).await {
                     break;
-                }
-                if began.elapsed() > HEALING {
-                    return false;
                 }
                 tokio::time::sleep(Duration::from_millis(200)).await;
             }
         }
-        true
-    }
-
-    async fn readiness(&self, number: usize) -> Option<String> {
-        let admin = self.replicas[number].admin();
-        tokio::task::spawn_blocking(move || get(admin, "/readyz")).await.unwrap()
     }
 
     /// Lets everything go wrong for as long as the plan says, while clients go on.
@@ -119,11 +121,13 @@ impl Site {
             actors.push(tokio::spawn(Actor::new(world, dice.fork()).write_steadily(tag)));
         }
         let (end, spans, faults) = (Instant::now() + self.plan.length, self.plan.spans, &self.plan.faults);
+        let consoles: Vec<Console> = self.replicas.iter().map(Replica::console).collect();
         let replicas = vex_replicas(&mut self.replicas, &faults.replicas, spans, dice.fork(), &self.tally, end);
         match &mut self.storage {
             Storage::Bucket(store, servers, _) => {
                 let redis = vex_redis(servers, &faults.redis, spans, dice.fork(), end);
-                tokio::join!(replicas, redis, vex_store(store, &faults.store, spans, dice.fork(), end));
+                let store = vex_store(store, &faults.store, spans, dice.fork(), end);
+                tokio::join!(replicas, redis, store, operate(&consoles, spans, &self.tally, end));
             }
             Storage::Directory(disk) => {
                 tokio::join!(replicas, vex_disk(disk.path(), dice.fork(), &self.tally, end));
@@ -139,8 +143,8 @@ impl Site {
     }
 
     /// What would be removed, or why that can't be said.
-    fn garbage(&self) -> Result<(), String> {
-        let Output { status, stdout, stderr } = self.replicas[0].command(&["gc", "run", "--dry-run"]);
+    async fn garbage(&self) -> Result<(), String> {
+        let Output { status, stdout, stderr } = self.replicas[0].console().run(&["gc", "run", "--dry-run"]).await;
         let (said, why) = (String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
         let lines: Vec<&str> = said.lines().filter(|line| line.starts_with("would remove")).collect();
         match (status.success(), lines.as_slice()) {
@@ -156,7 +160,7 @@ impl Site {
         let began = Instant::now();
         loop {
             tokio::time::sleep(Duration::from_secs(3)).await;
-            match self.garbage() {
+            match self.garbage().await {
                 Ok(()) => break println!("  nothing unneeded was left after {:?}", began.elapsed()),
                 Err(_) if began.elapsed() < patience => {}
                 Err(left) => {
