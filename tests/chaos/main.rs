@@ -211,6 +211,29 @@ async fn a_disk_that_fills_up_loses_nothing() {
     run(Plan { seed: seed(), length, spans: Spans::SHORT, faults, collect: None }).await.print("a full disk");
 }
 
+/// Each kind of fault by itself, for half a minute or `BERTH_CHAOS_SECONDS`, and none at all first.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "takes a quarter of an hour"]
+async fn each_fault_alone() {
+    let length = Duration::from_secs(setting("BERTH_CHAOS_SECONDS").unwrap_or(30));
+    let (mut all, mut alone) = (Faults::all(), vec![Faults::default()]);
+    all.replicas.dedup();
+    let with = |change: &dyn Fn(&mut Faults)| {
+        let mut faults = Faults::default();
+        change(&mut faults);
+        faults
+    };
+    alone.extend(all.replicas.iter().map(|fault| with(&|faults| faults.replicas.push(*fault))));
+    alone.extend(all.redis.iter().map(|fault| with(&|faults| faults.redis.push(*fault))));
+    alone.extend(all.store.iter().map(|turn| with(&|faults| faults.store.push(*turn))));
+    alone.push(with(&|faults| faults.clocks = true));
+    alone.push(with(&|faults| faults.disk = true));
+    for (number, faults) in alone.into_iter().enumerate() {
+        let (what, seed) = (format!("{faults:?}"), seed() + number as u64);
+        run(Plan { seed, length, spans: Spans::SHORT, faults, collect: None }).await.print(&what);
+    }
+}
+
 /// For `BERTH_CHAOS_MINUTES` (10, where it isn't set): runs of `BERTH_CHAOS_RUN` minutes each, one after the other,
 /// with the seeds that follow. With `BERTH_CHAOS_COLLECT` all of them collect, every so many seconds.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
