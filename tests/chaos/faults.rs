@@ -74,7 +74,7 @@ impl Faults {
     pub(crate) fn all() -> Self {
         use ReplicaFault::{AllButOneStopped, AllKilled, Killed, Stopped};
         Self {
-            replicas: vec![Killed, Killed, AllKilled, Stopped, Stopped, AllButOneStopped],
+            replicas: vec![Killed, Killed, Killed, Stopped, Stopped, Stopped, AllButOneStopped, AllKilled],
             redis: REDIS_FAULTS.to_vec(),
             store: vec![Turn::Refused, Turn::Stalled, Turn::Cut, Turn::Lost, Turn::Late],
             clocks: true,
@@ -175,8 +175,9 @@ pub(crate) async fn vex_redis(
     end: Instant,
 ) {
     while !faults.is_empty() {
-        let rest =
-            calm(&mut dice, spans) + Duration::from_millis(if dice.percent(60) { spans.succession() } else { 0 });
+        // Mostly long enough for a new epoch and some pushes in it.
+        let epoch = if dice.percent(75) { spans.succession() * 3 / 2 } else { 0 };
+        let rest = calm(&mut dice, spans) + Duration::from_millis(epoch);
         tokio::time::sleep(rest.min(end.saturating_duration_since(Instant::now()))).await;
         if Instant::now() >= end {
             return;

@@ -154,20 +154,18 @@ impl Site {
         }
     }
 
-    /// Waits until nothing is left that nothing needs: two periods, once what there is may be old enough.
+    /// Waits until all that is left over is old enough, and two periods more. Then nothing may be left; what was made
+    /// old by the last round has half a minute to go.
     pub(crate) async fn collected(&self, world: &World, period: Duration, grace: Duration) {
-        let patience = grace * 2 + period * 2 + Duration::from_secs(30);
-        let began = Instant::now();
-        loop {
-            tokio::time::sleep(Duration::from_secs(3)).await;
-            match self.garbage().await {
-                Ok(()) => break println!("  nothing unneeded was left after {:?}", began.elapsed()),
-                Err(_) if began.elapsed() < patience => {}
-                Err(left) => {
-                    break world.ledger.complain(format!("after {:?} there is left:\n{left}", began.elapsed()));
-                }
+        tokio::time::sleep(grace + period * 2).await;
+        let since = Instant::now();
+        while let Err(left) = self.garbage().await {
+            if since.elapsed() > Duration::from_secs(30) {
+                return world.ledger.complain(format!("two periods after all was healed there is left:\n{left}"));
             }
+            tokio::time::sleep(Duration::from_secs(2)).await;
         }
+        println!("  nothing unneeded was left {:?} after two periods", since.elapsed());
     }
 
     /// Reads everything back through every replica. Returns how many manifests are surely there.
