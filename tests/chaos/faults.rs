@@ -76,7 +76,7 @@ impl Faults {
         Self {
             replicas: vec![Killed, Killed, Killed, Stopped, Stopped, Stopped, AllButOneStopped, AllKilled],
             redis: REDIS_FAULTS.to_vec(),
-            store: vec![Turn::Refused, Turn::Stalled, Turn::Cut, Turn::Lost, Turn::Late],
+            store: vec![Turn::Refused, Turn::Stalled, Turn::Cut, Turn::Lost, Turn::Late, Turn::Adrift],
             clocks: true,
             disk: false,
         }

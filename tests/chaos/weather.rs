@@ -38,6 +38,8 @@ pub(crate) enum Turn {
     Lost,
     /// It is done long after it came, whether its client still waits or not.
     Late,
+    /// Its connection breaks at once, and it is done long after, when its client has sent it again.
+    Adrift,
 }
 
 /// How many requests of a hundred meet what; the rest pass. For how long requests wait that are to wait.
@@ -164,14 +166,18 @@ async fn answer(shared: Arc<Shared>, request: Request<Incoming>) -> io::Result<R
             shared.pass(request).await?;
             Err(io::Error::other("the answer is lost"))
         }
-        Some(Turn::Late) => late(shared, request, wait).await,
+        Some(Turn::Late) => Ok(late(shared, request, wait).await.map_err(io::Error::other)??.map(Body::from)),
+        Some(Turn::Adrift) => {
+            drop(late(shared, request, wait));
+            Err(io::Error::other("the connection is gone"))
+        }
     }
 }
 
-/// Does a request later, in a task that nobody can give up.
-async fn late(shared: Arc<Shared>, request: Request<Full<Bytes>>, wait: Duration) -> io::Result<Response<Body>> {
+/// Does a request later, in a task that goes on whoever gives it up.
+fn late(shared: Arc<Shared>, request: Request<Full<Bytes>>, wait: Duration) -> JoinHandle<io::Result<Response<Bytes>>> {
     *shared.waiting.lock().unwrap() += 1;
-    let done = tokio::spawn(async move {
+    tokio::spawn(async move {
         tokio::time::sleep(wait).await;
         let answer = shared.pass(request).await;
         *shared.waiting.lock().unwrap() -= 1;
@@ -179,8 +185,7 @@ async fn late(shared: Arc<Shared>, request: Request<Full<Bytes>>, wait: Duration
             shared.tally.add("store: late and refused for it");
         }
         answer
-    });
-    Ok(done.await.map_err(io::Error::other)??.map(Body::from))
+    })
 }
 
 /// As S3 says it: <https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html>.
