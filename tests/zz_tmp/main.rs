@@ -42,3 +42,4 @@ mod strace;
 mod versitygw;
 #[path = "../it/wrappers.rs"]
 mod wrappers;
+#[path="../it/rules_tag.rs"] mod rules_tag;
