@@ -132,7 +132,7 @@ pub(crate) async fn vex_replicas(
 /// an epoch takes to begin, which is so when all of them were restarted and none knows the Redis that they
 /// find, the bucket's index is begun anew.
 pub(crate) async fn operate(consoles: &[Console], spans: Spans, tally: &Tally, end: Instant) {
-    let patience = Duration::from_millis(spans.succession() * 2 + 15_000);
+    let mut patience = Duration::from_millis(spans.succession() * 2);
     let mut last_ready = Instant::now();
     while Instant::now() < end {
         tokio::time::sleep(Duration::from_secs(1).min(end.saturating_duration_since(Instant::now()))).await;
@@ -143,11 +143,12 @@ pub(crate) async fn operate(consoles: &[Console], spans: Spans, tally: &Tally, e
         }
         if last_ready.elapsed() > patience {
             let rebuilt = consoles[0].run(&["index", "rebuild"]).await;
-            tally.add(if rebuilt.status.success() {
-                "operator: index rebuild"
-            } else {
-                "operator: index rebuild failed"
-            });
+            tally.add("operator: index rebuild");
+            patience = Duration::from_millis(if rebuilt.status.success() { spans.succession() * 2 } else { 0 });
+            if !rebuilt.status.success() {
+                tally.add("operator: index rebuild failed");
+                println!("  index rebuild: {}", String::from_utf8_lossy(&rebuilt.stderr).trim());
+            }
             last_ready = Instant::now();
         }
     }
@@ -176,7 +177,7 @@ pub(crate) async fn vex_redis(
 ) {
     while !faults.is_empty() {
         // Mostly long enough for a new epoch and some pushes in it.
-        let epoch = if dice.percent(75) { spans.succession() * 3 / 2 } else { 0 };
+        let epoch = if dice.percent(85) { spans.succession() * 5 / 2 } else { 0 };
         let rest = calm(&mut dice, spans) + Duration::from_millis(epoch);
         tokio::time::sleep(rest.min(end.saturating_duration_since(Instant::now()))).await;
         if Instant::now() >= end {

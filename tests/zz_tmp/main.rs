@@ -24,6 +24,8 @@ mod rules_bench;
 mod rules_collect;
 #[path = "../it/rules_faults.rs"]
 mod rules_faults;
+#[path = "../it/rules_tag.rs"]
+mod rules_tag;
 #[path = "../it/s3_server.rs"]
 mod s3_server;
 #[path = "../it/seeded.rs"]
@@ -42,4 +44,3 @@ mod strace;
 mod versitygw;
 #[path = "../it/wrappers.rs"]
 mod wrappers;
-#[path="../it/rules_tag.rs"] mod rules_tag;
