@@ -5,10 +5,11 @@ mod access;
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use axum::Router;
+use ulid::Ulid;
 
 use self::access::Access;
 pub use self::access::{AccessError, Reload, key_file_in};
@@ -26,7 +27,8 @@ use crate::{
         oidc::{Issuers, Pace},
     },
     config::{self, Ceiling, Config, IndexUrl, StorageUrl, TlsVersion},
-    epoch::{self, Leases, Standing, Timing},
+    delivery::{Deliverer, Endpoints, UnusableEndpoint},
+    epoch::{Leases, Standing, Timing},
     error::Error,
     index::{
         Connect, IndexError,
@@ -35,6 +37,7 @@ use crate::{
         redis::{Redis, Tls as IndexTls},
     },
     inspect::Inspector,
+    outbound::Proxy,
     reconcile,
     redirect::{Redirects, cloudfront::UnfitKey},
     registry::{Options, OtherIndex, Registry},
@@ -42,11 +45,13 @@ use crate::{
     server::{self, Drain, End, Listener, Tls},
     storage::{
         StorageError, Store,
+        contract::Subject,
+        key::EpochNumber,
         local::{Local, OpenError},
         metered::MeteredStore,
-        s3::{S3, S3Options},
+        s3::{S3, S3Options, signed_url_client},
     },
-    telemetry::Metrics,
+    telemetry::{EventMetrics, Metrics},
     worker,
 };
 
@@ -109,6 +114,9 @@ pub enum StartError {
     /// The private key of a CDN can't be used.
     #[error("redirect.cdn.private_key: {0}")]
     Cdn(#[from] UnfitKey),
+    /// An endpoint of events can't be used.
+    #[error(transparent)]
+    Endpoint(#[from] UnusableEndpoint),
     /// An address can't be listened on.
     #[error("can't listen on {address}: {source}")]
     Listen {
@@ -132,6 +140,7 @@ pub struct App {
     pub registry: Arc<Registry>,
     roster: Arc<Roster>,
     access: Access,
+    deliverer: Arc<Deliverer>,
     reload: Option<Reload>,
     config: Config,
     tls: Option<Tls>,
@@ -147,23 +156,28 @@ impl App {
     pub async fn open(config: Config, other: OtherIndex) -> Result<Self, StartError> {
         access::check(&config).map_err(StartError::Access)?;
         let tls = open_tls(&config)?;
+        let endpoints = Endpoints::open(&config)?;
         let metrics = Metrics::new(env!("CARGO_PKG_VERSION"));
         let store = Arc::new(MeteredStore::new(open_store(&config, Use::Serve).await?, &metrics.store));
         let index = Arc::new(MeteredConnect::new(open_index(&config)?, &metrics.index));
-        let options = Options { collected: metrics.collected.clone(), ..options(&config) };
+        let (collected, untold) = (metrics.collected.clone(), metrics.untold.clone());
+        let options = Options { collected, untold, ..options(&config) };
         let registry = Registry::open(store, index, options, other).await?;
         let roster = Arc::new(Roster::new(Arc::clone(&registry)));
-        let issuers = Issuers::open(&config.auth.oidc, Pace::default())?;
+        let issuers = Issuers::open(&config.auth.oidc, Proxy::of(&config.proxy).as_ref(), Pace::default())?;
         // Kinds of password that cost little are asked first.
         let logins: Vec<Arc<dyn Logins>> = vec![Arc::new(AccountLogins(Arc::clone(&roster))), Arc::new(issuers)];
         let access = Access::open(&config, logins)?;
         roster.govern(&access.authority);
         // Nobody is refused for want of a rule that was made before this start.
         roster.current().await?;
-        Ok(Self { registry, roster, access, reload: None, config, tls, metrics, readiness: Readiness::new() })
+        let (authority, events) = (Arc::clone(&access.authority), metrics.events.clone());
+        let deliverer = Deliverer::new(Arc::clone(&registry), authority, events, endpoints);
+        let readiness = Readiness::new();
+        Ok(Self { registry, roster, access, deliverer, reload: None, config, tls, metrics, readiness })
     }
 
-    /// The same, going by what `reload` finds as it changes, as far as it is about access.
+    /// The same, going by what `reload` finds as it changes, as far as it is about access and events.
     pub fn reloading(self, reload: Reload) -> Self {
         Self { reload: Some(reload), ..self }
     }
@@ -197,10 +211,11 @@ impl App {
             tokio::spawn(reconcile_all(Arc::clone(&self.registry))),
             tokio::spawn(watch(Arc::clone(&self.registry), self.readiness.clone(), Arc::clone(&self.metrics))),
             tokio::spawn(keep_up(Arc::clone(&self.roster))),
+            tokio::spawn(Arc::clone(&self.deliverer).run()),
         ];
         background.extend(self.tls.clone().map(|tls| tokio::spawn(tls.follow_files())));
         if let Some(reload) = self.reload.clone() {
-            background.push(tokio::spawn(self.access.clone().keep_up(reload)));
+            background.push(tokio::spawn(self.access.clone().keep_up(reload, Arc::clone(&self.deliverer))));
         }
         self.readiness.started();
         let limits = &self.config.limits;
@@ -222,7 +237,7 @@ impl App {
         let is_loopback = self.config.admin.listen.ip().to_canonical().is_loopback();
         let trust = if is_loopback { Trust::Machine } else { Trust::Nobody };
         let (roster, authority) = (Arc::clone(&self.roster), Arc::clone(&self.access.authority));
-        Arc::new(AdminApi { roster, authority, trust })
+        Arc::new(AdminApi { roster, authority, deliverer: Arc::clone(&self.deliverer), trust })
     }
 
     /// Whom the configuration believes on who a client is.
@@ -250,27 +265,76 @@ impl App {
 pub async fn open_admin_api(config: &Config) -> Result<AdminApi, StartError> {
     let (store, index) = (open_store(config, Use::Serve).await?, open_index(config)?);
     let registry = Registry::open(store, index, options(config), OtherIndex::Refuse).await?;
-    let (roster, authority) = (Roster::new(registry), Authority::of_rules(AccessRules::configured(&config.auth))?);
+    let authority = Authority::of_rules(AccessRules::configured(&config.auth))?;
+    let roster = Roster::new(Arc::clone(&registry));
+    // A sample is signed by the keys that its receiver knows.
+    let signs = config.events.endpoints.values().any(|endpoint| endpoint.bearer);
+    let speaker = if signs { Access::open(config, Vec::new())?.authority } else { Arc::clone(&authority) };
     roster.govern(&authority);
-    Ok(AdminApi { roster: Arc::new(roster), authority, trust: Trust::Nobody })
+    let deliverer = Deliverer::new(registry, speaker, EventMetrics::default(), Endpoints::open(config)?);
+    Ok(AdminApi { roster: Arc::new(roster), authority, deliverer, trust: Trust::Nobody })
 }
 
-/// Makes the configured index the bucket's own in a new epoch, empty, whatever it was before: to be filled
-/// by [`reconcile::walk`]. Where other replicas run, waits until they have noticed.
-pub async fn begin_rebuild(config: &Config) -> Result<Arc<Registry>, StartError> {
-    require_bucket(config)?;
-    let store = open_store(config, Use::Serve).await?;
-    let index = open_index(config)?;
-    let before = epoch::newest_epoch(&*store).await?;
-    let open = |other| Registry::open(Arc::clone(&store), Arc::clone(&index), options(config), other);
-    let registry = open(OtherIndex::Replace).await?;
-    if Some(registry.lease().await?.epoch) != before {
-        return Ok(registry);
+/// The configured index, and the bucket that it is to be made the own one of.
+#[derive(Debug)]
+pub struct Takeover {
+    store: Arc<dyn Store>,
+    index: Arc<dyn Connect>,
+    options: Options,
+}
+
+impl Takeover {
+    /// Opens both, and changes nothing yet.
+    pub async fn open(config: &Config) -> Result<Self, StartError> {
+        require_bucket(config)?;
+        Ok(Self { store: open_store(config, Use::Serve).await?, index: open_index(config)?, options: options(config) })
     }
-    let Options { timing, shards, .. } = options(config);
-    Leases::new(Arc::clone(&store), Arc::clone(&index), timing).begin(shards).await?;
-    // The first one still holds a lease under the epoch that just ended.
-    Ok(open(OtherIndex::Refuse).await?)
+
+    /// What bucket and index say of each other now.
+    pub async fn standing(&self) -> Result<Standing, StartError> {
+        Ok(self.leases().standing().await?)
+    }
+
+    /// Begins the next epoch with this index, empty, whatever it was before. Where other replicas may run, waits until
+    /// they have noticed. What it serves then is for servers, or [`Takeover::into_registry`], to fill from the bucket.
+    pub async fn begin(&self) -> Result<EpochNumber, StartError> {
+        self.leases().begin(self.options.shards).await?;
+        match self.standing().await? {
+            Standing::Ours(lease) => Ok(lease.epoch),
+            _ => Err(StartError::OtherIndex),
+        }
+    }
+
+    /// The registry over both, to be filled by [`reconcile::walk`].
+    pub async fn into_registry(self) -> Result<Arc<Registry>, StartError> {
+        Ok(Registry::open(self.store, self.index, self.options, OtherIndex::Refuse).await?)
+    }
+
+    fn leases(&self) -> Arc<Leases> {
+        let (store, index) = (Arc::clone(&self.store), Arc::clone(&self.index));
+        Arc::new(Leases::new(store, index, self.options.timing))
+    }
+}
+
+/// Opens a place of its own beside the keys of the configured registry, to try there what its store promises. A
+/// server may be running.
+pub async fn open_subject(config: &Config) -> Result<Subject, StartError> {
+    let place = format!("probe/{}", Ulid::r#gen());
+    let margin = *config.index.margin;
+    match &*config.storage.url {
+        StorageUrl::File(path) => {
+            let directory = absolute(path).join(place);
+            let store = Arc::new(Local::open(&directory, config.storage.sync)?);
+            Ok(Subject::in_directory(store, margin, directory))
+        }
+        StorageUrl::S3 { bucket, prefix } => {
+            let options = S3Options::configured(config, bucket, &format!("{}/{place}", prefix.trim_matches('/')));
+            let http = signed_url_client(&options)?;
+            let store = S3::open(options).await?;
+            store.check_rights().await?;
+            Ok(Subject::new(Arc::new(store), http, margin))
+        }
+    }
 }
 
 /// Opens the store and the index to look into them, and makes neither.
@@ -412,29 +476,45 @@ fn absolute(path: &std::path::Path) -> PathBuf {
 
 /// Fills an index that doesn't know the whole bucket yet: at the start, and each time that a new epoch begins.
 async fn reconcile_all(registry: Arc<Registry>) {
+    let mut said = Instant::now();
     loop {
         match registry.is_settled().await {
-            Ok(true) => {}
-            Ok(false) => match reconcile::walk(&registry, |_, _| {}).await {
-                Ok(walked) => {
-                    let reconcile::Walked { repositories, adopted, roster: _ } = walked;
-                    let reconcile::Adopted { links, manifests, tags, dangling } = adopted;
-                    if repositories > 0 {
-                        tracing::info!(
-                            repositories,
-                            links,
-                            manifests,
-                            tags,
-                            dangling,
-                            "the index was filled from the bucket"
-                        );
-                    }
+            Ok(false) => {}
+            settled => {
+                if let Err(error) = settled {
+                    tracing::debug!(%error, "filling the index has to wait");
                 }
-                Err(error) => tracing::warn!(%error, "filling the index from the bucket stopped; it will go on"),
-            },
-            Err(error) => tracing::debug!(%error, "filling the index has to wait"),
+                tokio::time::sleep(LOOK).await;
+                continue;
+            }
         }
-        tokio::time::sleep(LOOK).await;
+        match reconcile::step(&registry).await {
+            Ok(reconcile::Step::Went(so_far)) if said.elapsed() > LOOK => {
+                said = Instant::now();
+                let (repositories, last) =
+                    (so_far.walked.repositories, so_far.last.as_ref().map(tracing::field::display));
+                tracing::info!(
+                    repositories,
+                    last,
+                    "the index is being filled from the bucket, which answers for the rest"
+                );
+            }
+            Ok(reconcile::Step::Went(_)) => {}
+            Ok(reconcile::Step::Over(all)) => report(&all.walked),
+            Ok(reconcile::Step::Elsewhere(_)) => tokio::time::sleep(LOOK).await,
+            Err(error) => {
+                tracing::warn!(%error, "filling the index from the bucket stopped; it will go on");
+                tokio::time::sleep(LOOK).await;
+            }
+        }
+    }
+}
+
+fn report(walked: &reconcile::Walked) {
+    let reconcile::Walked { repositories, adopted, roster: _ } = *walked;
+    let reconcile::Adopted { links, manifests, tags, dangling } = adopted;
+    if repositories > 0 {
+        tracing::info!(repositories, links, manifests, tags, dangling, "the index was filled from the bucket");
     }
 }
 
@@ -449,6 +529,7 @@ async fn watch(registry: Arc<Registry>, readiness: Readiness, metrics: Arc<Metri
     loop {
         let lease = registry.lease().await;
         metrics.index_believed.set(i64::from(lease.is_ok()));
+        metrics.index_settled.set(i64::from(registry.is_settled().await.unwrap_or_default()));
         match lease.map_err(|error| (error.is_suspect(), error.cause.unwrap_or(error.message))) {
             Ok(_) => readiness.set("index", None),
             Err((true, reason)) if registry.check_bucket().await.is_ok() => readiness.degrade("index", reason),

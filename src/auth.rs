@@ -13,6 +13,7 @@ mod issuer_keys;
 pub mod key_file;
 pub mod keys;
 pub mod oidc;
+mod outgoing;
 mod rules;
 pub mod scope;
 mod throttle;
@@ -23,6 +24,7 @@ pub use credential::{Login, Logins, Presented};
 pub use foreign::TokenIssuers;
 pub use identity::{Identity, Subject};
 pub use issuer_keys::UnusableCa;
+pub use outgoing::{GOOGLE_LIFE, google_token};
 pub use rules::{AccessRules, NamedRule};
 pub use token::{TokenOptions, now};
 

@@ -13,9 +13,10 @@ use crate::{
     error::{Code, Error, Result},
     index::{
         Ask, Batch, Check, Outcome, Write,
-        facts::{self, AttemptFact, DataFact, DataState, Hint, LinkFact, TrashFact},
+        facts::{self, Action, AttemptFact, DataFact, DataState, EventFact, EventTarget, Hint, LinkFact, TrashFact},
     },
-    oci::Digest,
+    oci::{Digest, RepositoryName},
+    outbox::TOLD,
     registry::Repository,
     storage::{ByteStream, DataKey, Key, SignedUrl, Store},
 };
@@ -98,6 +99,8 @@ pub(crate) struct LinkCommit<'a> {
     pub(crate) digest: &'a Digest,
     pub(crate) bytes: Bytes,
     pub(crate) size: u64,
+    /// Where a mounted blob comes from.
+    pub(crate) from: Option<&'a RepositoryName>,
     /// What must hold of the upload: nobody else has moved it.
     pub(crate) guard: Option<Check>,
     /// The writes that end the upload.
@@ -114,6 +117,14 @@ impl LinkCommit<'_> {
         let mut writes = self.closing.clone();
         writes.push(Write::Delete(repository.lease.names.attempt(self.attempt.link)));
         writes
+    }
+
+    fn event(&self, repository: &Repository) -> EventFact {
+        let target = EventTarget::Blob(self.digest.clone(), self.size);
+        match self.from {
+            Some(from) => EventFact { from: Some(from.clone()), ..repository.event(Action::Mount, target) },
+            None => repository.event(Action::Push, target),
+        }
     }
 }
 
@@ -167,7 +178,14 @@ impl Repository {
             if let Some(needed_by) = &answers[1] {
                 return Err(still_needed(digest, needed_by));
             }
-            if let Some((ulid, trash)) = collect::unlink(&self.lease, &self.name, digest, value).await? {
+            let size = facts::decode::<LinkFact>(&value)?.size;
+            let event = || self.event(Action::Delete, EventTarget::Blob(digest.clone(), size));
+            let batch = self.telling(Batch::default(), event);
+            let is_told = batch.sequence.is_some();
+            if let Some((ulid, trash)) = collect::unlink(&self.lease, &self.name, digest, value, batch).await? {
+                if is_told {
+                    self.wake(&[TOLD]);
+                }
                 return collect::discard(&self.registry, &self.lease, self.shard, ulid, &trash).await;
             }
         }
@@ -189,14 +207,16 @@ impl Repository {
         let attempt = self.attempt();
         let (found, noted) = futures_util::try_join!(source.link(digest), self.note_mount(attempt, digest))?;
         if !noted {
-            return self.blob_to_keep(digest).await.map(Some);
+            let blob = self.blob_to_keep(digest).await?;
+            self.tell(|| self.mounted(source, &blob)).await?;
+            return Ok(Some(blob));
         }
         let Some((fact, _)) = found else {
             self.forget(attempt, None, None).await;
             return Ok(None);
         };
         let there = Hint { data: fact.data, size: fact.size };
-        let mounted = self.mount_data(attempt, digest, &there).await;
+        let mounted = self.mount_data(attempt, digest, &there, &source.name).await;
         if !matches!(mounted, Ok(Some(_))) {
             let link = self.attempted_link(attempt, digest, Bytes::Joined(there.data), there.size);
             self.forget(attempt, Some(there.data), Some(&link)).await;
@@ -204,13 +224,24 @@ impl Repository {
         mounted
     }
 
-    async fn mount_data(&self, attempt: Attempt, digest: &Digest, there: &Hint) -> Result<Option<Blob>> {
+    fn mounted(&self, source: &Self, blob: &Blob) -> EventFact {
+        let target = EventTarget::Blob(blob.digest.clone(), blob.size);
+        EventFact { from: Some(source.name.clone()), ..self.event(Action::Mount, target) }
+    }
+
+    pub(crate) async fn mount_data(
+        &self,
+        attempt: Attempt,
+        digest: &Digest,
+        there: &Hint,
+        from: &RepositoryName,
+    ) -> Result<Option<Blob>> {
         if !self.join(attempt, digest, there).await? {
             return Ok(None);
         }
         let (bytes, size) = (Bytes::Joined(there.data), there.size);
         self.put_link(attempt, digest, bytes, size).await?;
-        let commit = LinkCommit { attempt, digest, bytes, size, guard: None, closing: Vec::new() };
+        let commit = LinkCommit { attempt, digest, bytes, size, from: Some(from), guard: None, closing: Vec::new() };
         self.commit_link(commit).await.map(Some)
     }
 
@@ -235,7 +266,7 @@ impl Repository {
     }
 
     /// Notes the link of a mount; false where the repository has the blob already.
-    async fn note_mount(&self, attempt: Attempt, digest: &Digest) -> Result<bool> {
+    pub(crate) async fn note_mount(&self, attempt: Attempt, digest: &Digest) -> Result<bool> {
         let batch = Batch {
             checks: vec![Check::Absent(self.lease.names.link(&self.name, digest))],
             writes: vec![self.note(attempt)],
@@ -324,7 +355,8 @@ impl Repository {
             writes.push(Write::Put(names.data(data), facts::encode(&live)));
             writes.push(self.use_of(data, attempt.link, digest));
         }
-        match self.commit(Batch { checks, writes, ..Batch::default() }).await? {
+        let batch = self.telling(Batch { checks, writes, ..Batch::default() }, || commit.event(self));
+        match self.commit_telling(batch).await? {
             Outcome::Committed { .. } => {
                 if let Bytes::Own(data) = bytes {
                     self.leave_hint(digest, Hint { data, size });
@@ -360,7 +392,8 @@ impl Repository {
                     let keys = vec![Key::Data(data).to_string()];
                     writes.push(self.trash(&TrashFact { keys, ..TrashFact::default() }));
                 }
-                match self.commit(Batch { checks, writes, ..Batch::default() }).await? {
+                let batch = self.telling(Batch { checks, writes, ..Batch::default() }, || commit.event(self));
+                match self.commit_telling(batch).await? {
                     Outcome::Committed { .. } => {
                         self.registry.work.notify_one();
                         return Ok(self.blob_of(digest, there));
@@ -370,11 +403,13 @@ impl Repository {
                 }
             }
             // Another request has ended the upload. What only this attempt wrote is garbage.
-            self.write(vec![
-                Write::Delete(self.lease.names.attempt(attempt.link)),
-                self.trash_attempt(attempt, digest, bytes, ours),
-            ])
-            .await?;
+            let note = Write::Delete(self.lease.names.attempt(attempt.link));
+            let writes = vec![note, self.trash_attempt(attempt, digest, bytes, ours)];
+            let mut batch = Batch { writes, ..Batch::default() };
+            if there.is_some() {
+                batch = self.telling(batch, || commit.event(self));
+            }
+            self.commit_telling(batch).await?;
             self.registry.work.notify_one();
             return match there {
                 Some((there, _)) => Ok(self.blob_of(digest, &there)),

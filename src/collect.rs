@@ -95,22 +95,23 @@ async fn forget_hint(lease: &Lease, data: DataKey) -> Result<()> {
     unless_changed(lease, names.hint_shard(&digest), hint, value, writes).await.map(drop)
 }
 
-/// Takes a link from its repository, if it is still exactly `value` and no manifest needs it. What is to be
-/// discarded then, or nothing where that isn't so.
+/// Takes a link from its repository, by this batch, if it is still exactly `value` and no manifest needs it. What is
+/// to be discarded then, or nothing where that isn't so.
 pub(crate) async fn unlink(
     lease: &Lease,
     repository: &RepositoryName,
     digest: &Digest,
     value: Bytes,
+    mut batch: Batch,
 ) -> Result<Option<(Ulid, TrashFact)>> {
     let names = &lease.names;
     let LinkFact { link, data, size, .. } = facts::decode(&value)?;
     let fact = names.link(repository, digest);
     let key = Key::Link { repository: repository.clone(), digest: digest.clone(), link, data, size };
     let trash = link_trash(&key);
-    let checks = vec![Check::Equals(fact.clone(), value), Check::Empty(names.refs(repository, digest))];
-    let writes = vec![Write::Delete(fact), Write::Put(names.trashed(link), facts::encode(&trash))];
-    let outcome = lease.commit(names.shard_of(repository), Batch { checks, writes, ..Batch::default() }).await?;
+    batch.checks.extend([Check::Equals(fact.clone(), value), Check::Empty(names.refs(repository, digest))]);
+    batch.writes.extend([Write::Delete(fact), Write::Put(names.trashed(link), facts::encode(&trash))]);
+    let outcome = lease.commit(names.shard_of(repository), batch).await?;
     Ok(matches!(outcome, Outcome::Committed { .. }).then_some((link, trash)))
 }
 
@@ -124,7 +125,7 @@ fn link_trash(key: &Key) -> TrashFact {
 }
 
 /// Removes one object, by a request whose end is fixed before the lease is checked.
-async fn remove(registry: &Registry, lease: &Lease, key: &Key) -> Result<()> {
+pub(crate) async fn remove(registry: &Registry, lease: &Lease, key: &Key) -> Result<()> {
     let until = registry.store.now().plus(registry.options.timing.deadline);
     lease.live().await?;
     registry.store.delete(key, until).await?;
@@ -139,7 +140,7 @@ fn kind(key: &Key) -> &'static str {
         Key::Link { .. } => "link",
         Key::Manifest { .. } => "manifest",
         Key::Tag { .. } => "revision",
-        Key::Format | Key::Entry { .. } | Key::Epoch(_) | Key::Probe(_) => "other",
+        Key::Format | Key::Entry { .. } | Key::Epoch(_) | Key::Checkpoint { .. } | Key::Probe(_) => "other",
     }
 }
 
@@ -319,6 +320,8 @@ impl Repository {
     /// of a tag that was deleted longer than the grace ago goes whole: its `-deleted` last, and only while
     /// nobody is making the tag anew; then the fact.
     ///
+    /// What an endpoint was not told yet is kept for it, and goes with a later trim; of a tag that was deleted, all.
+    ///
     /// True once nothing is left to do until the tag moves again.
     pub(crate) async fn trim_history(&self, tag: &Tag) -> Result<bool> {
         let names = &self.lease.names;
@@ -327,14 +330,19 @@ impl Repository {
         let answers = self.ask(asks).await?;
         let (Some(value), None) = (&answers[0], &answers[1]) else { return Ok(answers[0].is_none()) };
         let TagFact { revision: current, state } = TagFact::decode(value)?;
+        let coverage = self.registry.coverage().await?;
         let is_gone = state.to.is_none() && state.at.plus(self.registry.options.grace) < self.store().now();
-        if state.to.is_none() && !is_gone {
+        if state.to.is_none() && !(is_gone && coverage.has(&self.name, current, state.at)) {
             return Ok(false);
         }
         let history = self.history(tag).await?;
         let older = history.iter().filter(|(revision, _)| *revision < current);
         let keep = if is_gone { 0 } else { self.registry.options.history - 1 };
-        for (_, key) in older.skip(keep).collect::<Vec<_>>().into_iter().rev() {
+        for (revision, key) in older.skip(keep).collect::<Vec<_>>().into_iter().rev() {
+            // Of a tag each later one would be lacking as well.
+            if matches!(key, Key::Tag { deadline, .. } if !coverage.has(&self.name, *revision, *deadline)) {
+                break;
+            }
             remove(&self.registry, &self.lease, key).await?;
         }
         if !is_gone {

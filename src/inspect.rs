@@ -4,6 +4,7 @@
 //! begins no epoch, so it is safe beside running replicas. It must not print, and it decides nothing: what
 //! it calls a disagreement may be a write that is just going on.
 
+mod cost;
 mod report;
 
 use std::{collections::BTreeMap, sync::Arc};
@@ -11,6 +12,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use futures_util::TryStreamExt;
 use ulid::Ulid;
 
+pub use cost::{Cost, Counted};
 pub use report::{
     About, BlobFacts, BlobReport, Counts, DataReport, EntryReport, IndexState, KeyReport, ManifestFacts,
     ManifestReport, Object, RevisionReport, TagFacts, TagReport, Verify,
@@ -275,6 +277,10 @@ impl Inspector {
             Key::Tag { repository, tag, .. } => About::Tag(self.tag(repository, tag).await?),
             Key::Entry { roster, name, deadline, .. } => About::Entry(self.entry(key, *roster, name, *deadline).await?),
             Key::Epoch(_) => About::Epoch(match self.store.stat(key).await? {
+                Some(_) => Some(read_json(&self.store, key).await?),
+                None => None,
+            }),
+            Key::Checkpoint { .. } => About::Checkpoint(match self.store.stat(key).await? {
                 Some(_) => Some(read_json(&self.store, key).await?),
                 None => None,
             }),

@@ -14,11 +14,11 @@ use crate::{
     error::{Code, Error, Result},
     index::{
         Ask, Batch, Check, Fact, Outcome, Write,
-        facts::{self, ManifestFact, TagFact, TagState, Target, TrashFact},
+        facts::{self, Action, EventTarget, ManifestFact, TagFact, TagState, Target, TrashFact},
     },
     oci::{Digest, Manifest, Reference, Tag, manifest::MAX_MANIFEST},
     registry::{Repository, found},
-    storage::{Key, StoreTime, read_small},
+    storage::{Key, StoreTime, key, read_small},
 };
 
 /// A manifest that a repository has.
@@ -30,6 +30,12 @@ pub struct FoundManifest {
     pub media_type: String,
     /// Its size in bytes.
     pub size: u64,
+}
+
+impl From<FoundManifest> for Target {
+    fn from(FoundManifest { digest, media_type, size }: FoundManifest) -> Self {
+        Self { digest, media_type, size }
+    }
 }
 
 impl From<Target> for FoundManifest {
@@ -53,6 +59,9 @@ struct Referrer {
 
 /// How many referrers are read at once: each has its manifest's annotations, which may be megabytes.
 const REFERRERS_AT_ONCE: usize = 16;
+
+/// How many objects of one manifest its delete looks for: as many as pushes of it met, of which two are rare.
+const SECONDS: usize = 100;
 
 /// The most manifests that one listing of all of them shows.
 const MAX_LISTED: usize = 50_000;
@@ -219,7 +228,7 @@ impl Repository {
 
     /// Removes a manifest: first every tag that points at it, then the manifest. Returns once the bucket
     /// has lost it as well.
-    pub async fn delete_manifest(&self, digest: &Digest, by: &str) -> Result<()> {
+    pub async fn delete_manifest(&self, digest: &Digest) -> Result<()> {
         let names = &self.lease.names;
         let named_by = names.names_of(&self.name, digest);
         let patience = self.patience();
@@ -229,7 +238,7 @@ impl Repository {
         let manifest = Manifest::parse(&self.manifest_bytes(&found).await?, None)?;
         self.refuse_if_fixed(digest, &named_by).await?;
         loop {
-            self.untag(digest, &named_by, by, patience).await?;
+            self.untag(digest, &named_by, patience).await?;
             let object = self.manifest_key(digest, fact.object);
             let ulid = self.fresh();
             let trash = TrashFact { keys: vec![object.to_string()], ..TrashFact::default() };
@@ -237,15 +246,41 @@ impl Repository {
             writes.push(Write::Put(names.trashed(ulid), facts::encode(&trash)));
             let checks =
                 vec![Check::Empty(named_by.clone()), Check::Equals(names.manifest(&self.name, digest), value.clone())];
-            match self.commit(Batch { checks, writes, ..Batch::default() }).await? {
+            let batch = Batch { checks, writes, ..Batch::default() };
+            let event = || self.event(Action::Delete, EventTarget::Manifest(found.clone().into()));
+            match self.commit_telling(self.telling(batch, event)).await? {
                 Outcome::Committed { .. } => {
                     self.leave_catalog().await?;
-                    return collect::discard(&self.registry, &self.lease, self.shard, ulid, &trash).await;
+                    collect::discard(&self.registry, &self.lease, self.shard, ulid, &trash).await?;
+                    return self.discard_seconds(digest).await;
                 }
                 Outcome::Refused { check: 0 } => {}
                 Outcome::Refused { .. } => return Err(unknown(digest)),
             }
         }
+    }
+
+    /// Removes what other pushes of a manifest wrote that was deleted: where two of them met, the second one's object
+    /// waits in the trash, and an index that is lost before it is emptied would find it, and the manifest with it.
+    async fn discard_seconds(&self, digest: &Digest) -> Result<()> {
+        let names = &self.lease.names;
+        let prefix = format!("{}{digest}/", key::folder(&self.name, key::Folder::Manifests));
+        let page = self.store().list(&prefix, None, SECONDS).await?;
+        if page.objects.is_empty() {
+            return Ok(());
+        }
+        // Intents come before tags. While none is open, nobody is about to make one of these objects a fact.
+        let (fact, naming) = (names.manifest(&self.name, digest), names.names_of(&self.name, digest));
+        let answers = self.ask(vec![Ask::Value(fact), Ask::First(naming)]).await?;
+        if answers[0].is_some() || answers[1].as_ref().is_some_and(|first| first.starts_with(b"i:")) {
+            return Ok(());
+        }
+        for (text, _) in &page.objects {
+            if let Some(key @ Key::Manifest { .. }) = Key::parse(text) {
+                collect::remove(&self.registry, &self.lease, &key).await?;
+            }
+        }
+        Ok(())
     }
 
     /// The fact of a manifest that is to be deleted. A push of it may have been acknowledged and not be in the
@@ -284,7 +319,7 @@ impl Repository {
     }
 
     /// Deletes every tag that points at a manifest, and what says that one that has moved on still does.
-    async fn untag(&self, digest: &Digest, named_by: &str, by: &str, patience: StoreTime) -> Result<()> {
+    async fn untag(&self, digest: &Digest, named_by: &str, patience: StoreTime) -> Result<()> {
         let names = &self.lease.names;
         loop {
             let members = self.lease.scan(self.shard, named_by, None, 100).await?;
@@ -311,7 +346,7 @@ impl Repository {
                     return Err(fixed(&tag));
                 }
                 if let (true, Some(value)) = (points_here, &answers[0]) {
-                    self.delete_tag_at(&tag, value.clone(), by).await?;
+                    self.delete_tag_at(&tag, value.clone()).await?;
                     continue;
                 }
                 let still = match &answers[0] {

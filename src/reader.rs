@@ -7,7 +7,9 @@ use std::sync::Arc;
 use crate::{
     blob::{self, Blob},
     bucket::InBucket,
-    error::Result,
+    error::{Error, Result},
+    event::Cause,
+    index::facts::{Action, EventFact, EventTarget},
     manifest::{self, FoundManifest},
     oci::{Digest, Manifest, Reference, RepositoryName, Tag},
     registry::{Registry, Repository},
@@ -19,6 +21,8 @@ pub struct Reader {
     /// By the index, where it may be believed.
     indexed: Option<Repository>,
     bucket: InBucket,
+    registry: Arc<Registry>,
+    name: RepositoryName,
 }
 
 impl Registry {
@@ -26,7 +30,8 @@ impl Registry {
     /// not. An error is the bucket's.
     pub async fn reader(self: &Arc<Self>, name: &RepositoryName) -> Result<Reader> {
         let bucket = InBucket::new(Arc::clone(self), name.clone());
-        Ok(Reader { indexed: believed(self.known(name).await)?.flatten(), bucket })
+        let (registry, name) = (Arc::clone(self), name.clone());
+        Ok(Reader { indexed: believed(self.known(&name).await)?.flatten(), bucket, registry, name })
     }
 
     /// The handle on a repository of which the index knows everything. One that isn't reconciled yet is, in
@@ -91,6 +96,25 @@ impl Reader {
             return Ok(blob);
         }
         self.bucket.blob(digest).await?.ok_or_else(|| blob::unknown(digest))
+    }
+
+    /// Tells those who want to know that something is read here, before it is. It is read as well where that fails: then
+    /// it is only counted.
+    pub async fn tell_pull(&self, tag: Option<&Tag>, target: EventTarget, cause: impl FnOnce() -> Cause) {
+        if !self.registry.interests().want_pulls() {
+            return;
+        }
+        let told = match &self.indexed {
+            Some(repository) => {
+                let repository = repository.clone().caused_by(cause());
+                repository.tell(|| EventFact { tag: tag.cloned(), ..repository.event(Action::Pull, target) }).await
+            }
+            None => Err(Error::suspect("the repository is read from the bucket")),
+        };
+        if let Err(error) = told {
+            tracing::debug!(%error, repository = %self.name, "nobody is told of a pull");
+            self.registry.options.untold.pulls.inc();
+        }
     }
 
     /// A page of the tags that exist, in byte order, after `after`, at most `limit`, and whether more follow;

@@ -5,81 +5,41 @@
 //! then the shards are settled. It only ever adds what the shard doesn't know, so it may run beside pushes,
 //! and twice.
 
+mod walk;
+
 use std::{collections::BTreeMap, sync::Arc};
 
-use futures_util::{StreamExt, TryStreamExt, future::try_join_all, stream};
+use futures_util::{StreamExt, TryStreamExt, stream};
 use ulid::Ulid;
 
+pub use crate::index::facts::{Adopted, Walked};
 use crate::{
-    epoch::Lease,
     error::{Error, Result},
     index::{
-        Ask, Batch, Check, Fact, Outcome, Shard, Write,
+        Ask, Batch, Check, Fact, Outcome, Write,
         facts::{
             self, DataFact, DataState, IntendedManifest, IntentFact, LinkFact, ManifestFact, TagFact, TagState, Target,
             TrashFact,
         },
     },
     manifest::needed,
-    oci::{Digest, Manifest, RepositoryName, Tag, manifest::MAX_MANIFEST},
+    oci::{Digest, Manifest, Tag, manifest::MAX_MANIFEST},
+    outbox::{self, Coverage},
     registry::{Registry, Repository, found},
-    roster::{self, AdoptedRoster},
-    storage::{DataKey, Key, Revision, key, read_small},
+    roster,
+    storage::{
+        DataKey, Key, Revision, StoreTime,
+        key::{self, EntryName},
+        read_small,
+    },
     tag::Reserved,
 };
 
+pub(crate) use walk::{AT_ONCE, Place};
+pub use walk::{Step, status, step, walk};
+
 /// How many links or manifests are looked at side by side.
-const SIDE_BY_SIDE: usize = 32;
-
-/// What a walk over the bucket found.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Walked {
-    /// Repositories.
-    pub repositories: usize,
-    /// What was adopted in all of them.
-    pub adopted: Adopted,
-    /// What was adopted of the roster.
-    pub roster: AdoptedRoster,
-}
-
-/// What was adopted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Adopted {
-    /// Links.
-    pub links: usize,
-    /// Manifests.
-    pub manifests: usize,
-    /// Tags.
-    pub tags: usize,
-    /// Links, manifests and tags of which something is missing; each has a line in the log.
-    pub dangling: usize,
-}
-
-/// Reconciles the roster and every repository of the bucket, then settles the shards. `progress` is told of each.
-pub async fn walk(registry: &Arc<Registry>, mut progress: impl FnMut(&RepositoryName, Walked)) -> Result<Walked> {
-    let mut walked = Walked { roster: roster::reconcile(registry).await?, ..Walked::default() };
-    let mut repositories = Repositories::default();
-    while let Some(name) = repositories.next(registry).await? {
-        let adopted = registry.unreconciled(&name).await?.ensure_reconciled().await?;
-        walked.repositories += 1;
-        walked.adopted.links += adopted.links;
-        walked.adopted.manifests += adopted.manifests;
-        walked.adopted.tags += adopted.tags;
-        walked.adopted.dangling += adopted.dangling;
-        progress(&name, walked);
-    }
-    let lease = registry.lease().await?;
-    try_join_all(lease.names.shards().map(|shard| settle(&lease, shard))).await?;
-    Ok(walked)
-}
-
-/// Notes that all of a shard's repositories are known.
-async fn settle(lease: &Lease, shard: Shard) -> Result<()> {
-    let writes = vec![Write::Put(lease.names.settled(), bytes::Bytes::new())];
-    lease.commit(shard, Batch { writes, ..Batch::default() }).await?;
-    lease.saw_settled(shard);
-    Ok(())
-}
+pub(crate) const SIDE_BY_SIDE: usize = 32;
 
 /// Makes the tags and the roster of a bucket that is a copy count: where copying has lost the time at which the newest
 /// revision of one was written, a revision of this epoch is written that says the same. Only for a bucket that
@@ -88,51 +48,11 @@ async fn settle(lease: &Lease, shard: Shard) -> Result<()> {
 /// A write that was never acknowledged, and came too late, may be what it finds: then it happens now.
 pub async fn restamp(registry: &Arc<Registry>) -> Result<usize> {
     let mut restamped = roster::restamp(registry).await?;
-    let mut repositories = Repositories::default();
-    while let Some(name) = repositories.next(registry).await? {
+    let mut place = Place::default();
+    while let Some(name) = place.next(registry).await? {
         restamped += registry.unreconciled(&name).await?.restamp_tags().await?;
     }
     Ok(restamped)
-}
-
-/// The repositories that the bucket has, one after the other.
-#[derive(Debug, Default)]
-struct Repositories {
-    after: Option<String>,
-    last: Option<RepositoryName>,
-}
-
-impl Repositories {
-    async fn next(&mut self, registry: &Registry) -> Result<Option<RepositoryName>> {
-        while let Some((name, next)) = next_repository(registry, self.after.take()).await? {
-            self.after = Some(next);
-            // The folders of one repository follow each other.
-            if name.is_some() && name != self.last {
-                self.last.clone_from(&name);
-                return Ok(name);
-            }
-        }
-        Ok(None)
-    }
-}
-
-/// The repository of the first key after `after`, and from where to go on behind the folder that it is in.
-async fn next_repository(
-    registry: &Registry,
-    after: Option<String>,
-) -> Result<Option<(Option<RepositoryName>, String)>> {
-    let page = registry.store.list(key::REPOSITORIES, after.as_deref(), 1).await?;
-    let Some((text, _)) = page.objects.first() else { return Ok(None) };
-    // "0" is the character behind the slash: everything in this folder comes before it.
-    for folder in ["/_blobs/", "/_manifests/", "/_tags/"] {
-        if let Some((head, _)) = text.split_once(folder)
-            && let Some(name) = head.strip_prefix(key::REPOSITORIES)
-            && let Ok(name) = name.parse()
-        {
-            return Ok(Some((Some(name), format!("{head}{}0", folder.trim_end_matches('/')))));
-        }
-    }
-    Ok(Some((None, text.clone())))
 }
 
 impl Repository {
@@ -323,7 +243,7 @@ impl Repository {
             }
         };
         let to = Target { digest: digest.clone(), media_type: manifest.media_type.clone(), size: bytes.len() as u64 };
-        let state = TagState { to: None, at: crate::storage::StoreTime(object.timestamp_ms()), by: String::new() };
+        let state = TagState { to: None, at: StoreTime(object.timestamp_ms()), by: String::new() };
         let mut checks: Vec<Check> = self.not_yet().into_iter().collect();
         checks.push(Check::Absent(fact.clone()));
         checks.extend(manifest.needs.iter().map(|needs| Check::Present(names.link(&self.name, needs))));
@@ -355,13 +275,75 @@ impl Repository {
         Ok(Adoption::Known)
     }
 
+    /// Adopts the newest revision of each tag that counts, and tells again what endpoints may not have been told: every
+    /// revision that counts and that no checkpoint covers, in the order in which they were made.
     async fn adopt_tags(&self, adopted: &mut Adopted) -> Result<()> {
-        let keys = self.listed(key::Folder::Tags).await?;
-        for (tag, newest) in newest_of_each(keys.into_iter().filter(|(_, counts)| *counts)) {
-            let Newest { revision, to, key, .. } = newest;
-            self.adopt_tag(&tag, revision, to, &key).await?.count(&mut adopted.tags, &mut adopted.dangling);
+        let counting: Vec<Key> = self
+            .listed(key::Folder::Tags)
+            .await?
+            .into_iter()
+            .filter(|(_, counts)| *counts)
+            .map(|(key, _)| key)
+            .collect();
+        let coverage = self.registry.coverage().await?;
+        let newest = newest_of_each(counting.iter().map(|key| (key.clone(), true)));
+        let mut revisions = Vec::new();
+        for key in counting {
+            let Key::Tag { tag, revision, to, deadline, .. } = key.clone() else { continue };
+            let is_newest = newest.get(&tag).is_some_and(|newest| newest.revision == revision);
+            // What is of this epoch was written to make a copy of the bucket count, and is no news.
+            let is_told = revision.epoch == self.lease.epoch || coverage.has(&self.name, revision, deadline);
+            if is_newest || !is_told {
+                revisions.push(Listed { tag, revision, to, deadline, key, is_newest, is_told });
+            }
+        }
+        let (silent, mut untold): (Vec<Listed>, Vec<Listed>) = revisions.into_iter().partition(|listed| listed.is_told);
+        untold.sort_unstable_by_key(|listed| listed.revision);
+        for listed in &untold {
+            if listed.is_newest {
+                let adoption = self.adopt_tag(listed, &coverage).await?;
+                adoption.count(&mut adopted.tags, &mut adopted.dangling);
+            } else {
+                self.tell_again(listed, &coverage).await?;
+            }
+        }
+        let coverage = &coverage;
+        let mut adoptions = stream::iter(silent)
+            .map(|listed| async move { self.adopt_tag(&listed, coverage).await })
+            .buffer_unordered(SIDE_BY_SIDE);
+        while let Some(adoption) = adoptions.try_next().await? {
+            adoption.count(&mut adopted.tags, &mut adopted.dangling);
         }
         Ok(())
+    }
+
+    /// Tells of a revision that was outranked. Not once its tag is known: then that has been done.
+    async fn tell_again(&self, listed: &Listed, coverage: &Coverage) -> Result<()> {
+        // Another replica may have adopted all, and trimmed the history since it was listed.
+        let Some(bytes) = found(read_small(self.store(), &listed.key, MAX_MANIFEST).await)? else { return Ok(()) };
+        let state = read_state(&listed.key, &bytes)?;
+        let batch =
+            self.telling_again(Batch { checks: self.not_yet().into(), ..Batch::default() }, listed, state, coverage);
+        if !batch.writes.is_empty() {
+            self.commit_telling(batch).await?;
+        }
+        Ok(())
+    }
+
+    /// The batch, which then also tells of a revision those who may not have been told; unless its tag is known, in
+    /// which case it is refused.
+    fn telling_again(&self, mut batch: Batch, listed: &Listed, state: TagState, coverage: &Coverage) -> Batch {
+        let Listed { tag, revision, deadline, .. } = listed;
+        let event = outbox::event_of_revision(&self.name, Some(tag), *revision, state);
+        let interests = self.registry.interests();
+        let lacking: Vec<&EntryName> = coverage.lacking(&self.name, *revision, *deadline).collect();
+        let wanting: Vec<&EntryName> =
+            interests.of(&event).map(|interest| &interest.endpoint).filter(|name| lacking.contains(name)).collect();
+        if !wanting.is_empty() {
+            batch.checks.push(Check::Absent(self.lease.names.tag(&self.name, tag)));
+            self.add_numbered(&mut batch, &event, &wanting);
+        }
+        batch
     }
 
     async fn restamp_tags(&self) -> Result<usize> {
@@ -380,6 +362,7 @@ impl Repository {
                 needs: Vec::new(),
                 at,
                 by: state.by.clone(),
+                request: None,
             };
             let revision = Revision { epoch: self.lease.epoch, counter: sequence };
             self.write_revisions(&Reserved { intent: self.fresh(), fact, revision }, &state).await?;
@@ -389,25 +372,35 @@ impl Repository {
     }
 
     /// What a tag's revision says.
-    async fn tag_state(&self, key: &Key) -> Result<TagState> {
-        let bytes = read_small(self.store(), key, MAX_MANIFEST).await?;
-        serde_json::from_slice(&bytes).map_err(|error| Error::internal(format!("{key}: {error}")))
+    pub(crate) async fn tag_state(&self, key: &Key) -> Result<TagState> {
+        read_state(key, &read_small(self.store(), key, MAX_MANIFEST).await?)
     }
 
-    async fn adopt_tag(&self, tag: &Tag, revision: Revision, to: Option<Digest>, key: &Key) -> Result<Adoption> {
+    async fn adopt_tag(&self, listed: &Listed, coverage: &Coverage) -> Result<Adoption> {
+        let Listed { tag, revision, to, key, .. } = listed;
         let names = &self.lease.names;
         let state = self.tag_state(key).await?;
         let mut checks: Vec<Check> = self.not_yet().into_iter().collect();
         let mut writes = vec![
-            Write::Raise(names.tag(&self.name, tag), TagFact { revision, state }.encode()),
+            Write::Raise(names.tag(&self.name, tag), TagFact { revision: *revision, state: state.clone() }.encode()),
             Write::Put(names.trim(&self.name, tag), bytes::Bytes::new()),
         ];
         if let Some(digest) = to {
-            checks.push(Check::Present(names.manifest(&self.name, &digest)));
-            let group = names.names_of(&self.name, &digest);
+            checks.push(Check::Present(names.manifest(&self.name, digest)));
+            let group = names.names_of(&self.name, digest);
             writes.push(Write::Put(Fact::new(group, format!("t:{tag}")), bytes::Bytes::new()));
         }
-        match self.commit(Batch { checks, writes, ..Batch::default() }).await? {
+        let plain = Batch { checks, writes, ..Batch::default() };
+        let unless_known = plain.checks.len();
+        let mut batch = plain.clone();
+        if !listed.is_told {
+            batch = self.telling_again(batch, listed, state, coverage);
+        }
+        let mut outcome = self.commit_telling(batch).await?;
+        if outcome == (Outcome::Refused { check: unless_known }) {
+            outcome = self.commit(plain).await?;
+        }
+        match outcome {
             Outcome::Committed { .. } => Ok(Adoption::Adopted),
             Outcome::Refused { check: 0 | 1 } => Ok(Adoption::Known),
             Outcome::Refused { .. } => {
@@ -418,12 +411,16 @@ impl Repository {
     }
 
     /// All keys of one folder, and whether each was written by its deadline, where it has one.
-    async fn listed(&self, folder: key::Folder) -> Result<Vec<(Key, bool)>> {
-        let prefix = key::folder(&self.name, folder);
+    pub(crate) async fn listed(&self, folder: key::Folder) -> Result<Vec<(Key, bool)>> {
+        self.listed_under(&key::folder(&self.name, folder)).await
+    }
+
+    /// All keys under a prefix in this repository, likewise.
+    pub(crate) async fn listed_under(&self, prefix: &str) -> Result<Vec<(Key, bool)>> {
         let mut after: Option<String> = None;
         let mut keys = Vec::new();
         loop {
-            let page = self.store().list(&prefix, after.as_deref(), 1000).await?;
+            let page = self.store().list(prefix, after.as_deref(), 1000).await?;
             for (text, stat) in &page.objects {
                 match Key::parse(text) {
                     Some(key @ Key::Tag { deadline, .. }) => keys.push((key, stat.modified <= deadline)),
@@ -439,16 +436,33 @@ impl Repository {
     }
 }
 
-/// A tag's newest revision.
-struct Newest {
+fn read_state(key: &Key, bytes: &[u8]) -> Result<TagState> {
+    serde_json::from_slice(bytes).map_err(|error| Error::internal(format!("{key}: {error}")))
+}
+
+/// A revision of a tag that counts.
+struct Listed {
+    tag: Tag,
     revision: Revision,
     to: Option<Digest>,
+    deadline: StoreTime,
     key: Key,
+    /// Whether no later one of its tag counts.
+    is_newest: bool,
+    /// Whether nobody is to be told of it any more.
+    is_told: bool,
+}
+
+/// A tag's newest revision.
+pub(crate) struct Newest {
+    pub(crate) revision: Revision,
+    pub(crate) to: Option<Digest>,
+    pub(crate) key: Key,
     counts: bool,
 }
 
 /// The greatest revision of each tag, of those that are given.
-fn newest_of_each(keys: impl Iterator<Item = (Key, bool)>) -> BTreeMap<Tag, Newest> {
+pub(crate) fn newest_of_each(keys: impl Iterator<Item = (Key, bool)>) -> BTreeMap<Tag, Newest> {
     let mut newest: BTreeMap<Tag, Newest> = BTreeMap::new();
     for (key, counts) in keys {
         let Key::Tag { tag, revision, to, .. } = key.clone() else { continue };

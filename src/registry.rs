@@ -14,10 +14,12 @@ use crate::{
     config::TagPattern,
     epoch::{self, Lease, Leases, Standing, Timing},
     error::{Code, Error, Result},
+    event::{Cause, Interests},
     index::{Ask, Batch, Connect, IndexError, Outcome, Shard, Write},
     oci::{Digest, RepositoryName},
+    outbox::Coverage,
     storage::{Key, StorageError, Store, StoreTime},
-    telemetry::Collected,
+    telemetry::{Collected, Untold},
     upload::memory::{Budget, Room},
 };
 
@@ -44,6 +46,8 @@ pub struct Options {
     pub collect_period: Duration,
     /// Where what is collected is counted.
     pub collected: Collected,
+    /// Where it is counted what nobody is told of.
+    pub untold: Untold,
     /// How many revisions of a tag are kept.
     pub history: usize,
     /// Tags that can't be moved or deleted once they exist.
@@ -63,6 +67,7 @@ impl Default for Options {
             grace: Duration::from_secs(48 * 3600),
             collect_period: Duration::from_secs(24 * 3600),
             collected: Collected::default(),
+            untold: Untold::default(),
             history: 10,
             immutable_tags: Vec::new(),
         }
@@ -106,6 +111,8 @@ impl quick_cache::Weighter<Digest, Bytes> for BytesOf {
 /// One registry.
 #[derive(Debug)]
 pub struct Registry {
+    /// This process, among all that serve the bucket.
+    pub(crate) process: Ulid,
     pub(crate) store: Arc<dyn Store>,
     pub(crate) options: Options,
     pub(crate) upload_key: Vec<u8>,
@@ -120,6 +127,9 @@ pub struct Registry {
     pub(crate) reconciling_soon: Arc<tokio::sync::Semaphore>,
     /// What is being asked of the bucket in place of the index.
     pub(crate) questions: Questions,
+    /// What the endpoints were told, as it was read last.
+    pub(crate) coverage: tokio::sync::Mutex<Arc<Coverage>>,
+    interests: std::sync::RwLock<Arc<Interests>>,
     leases: Arc<Leases>,
 }
 
@@ -171,6 +181,7 @@ impl Registry {
         let upload_key = base64::Engine::decode(&base64::engine::general_purpose::STANDARD, &format.upload_key)
             .map_err(|error| Error::internal(format!("berth.json has a broken upload_key: {error}")))?;
         Ok(Arc::new(Self {
+            process: Ulid::r#gen(),
             manifests: quick_cache::sync::Cache::with_weighter(
                 (options.manifest_cache / 1024).max(16) as usize,
                 options.manifest_cache,
@@ -181,6 +192,8 @@ impl Registry {
             reconciling: std::sync::Mutex::default(),
             reconciling_soon: Arc::new(tokio::sync::Semaphore::new(RECONCILING_SOON)),
             questions: Questions::default(),
+            coverage: tokio::sync::Mutex::default(),
+            interests: std::sync::RwLock::default(),
             upload_key,
             leases,
             options,
@@ -191,6 +204,16 @@ impl Registry {
     /// Waits for memory to hold a body of `bytes`, out of what uploads may use; it is given back on drop.
     pub(crate) async fn reserve_memory(&self, bytes: usize) -> Result<Option<Room>> {
         self.memory.reserve(bytes).await
+    }
+
+    /// The endpoints that are told what happens; none until [`Registry::set_interests`].
+    pub fn interests(&self) -> Arc<Interests> {
+        Arc::clone(&self.interests.read().unwrap_or_else(std::sync::PoisonError::into_inner))
+    }
+
+    /// Replaces the endpoints: what happens from now on is told to these.
+    pub fn set_interests(&self, interests: Interests) {
+        *self.interests.write().unwrap_or_else(std::sync::PoisonError::into_inner) = Arc::new(interests);
     }
 
     /// This replica's right to believe the index.
@@ -223,7 +246,8 @@ impl Registry {
     pub(crate) async fn unreconciled(self: &Arc<Self>, name: &RepositoryName) -> Result<Repository> {
         let lease = self.lease().await?;
         let shard = lease.names.shard_of(name);
-        Ok(Repository { registry: Arc::clone(self), lease, shard, name: name.clone() })
+        let cause = Arc::default();
+        Ok(Repository { registry: Arc::clone(self), lease, shard, name: name.clone(), cause })
     }
 
     /// Whether every repository of the bucket is known to be reconciled.
@@ -332,9 +356,16 @@ pub struct Repository {
     pub(crate) lease: Arc<Lease>,
     pub(crate) shard: Shard,
     pub(crate) name: RepositoryName,
+    /// Of what all comes that is done with this handle.
+    pub(crate) cause: Arc<Cause>,
 }
 
 impl Repository {
+    /// The same handle, for what is done by somebody.
+    pub fn caused_by(self, cause: impl Into<Cause>) -> Self {
+        Self { cause: Arc::new(cause.into()), ..self }
+    }
+
     /// Its name.
     pub fn name(&self) -> &RepositoryName {
         &self.name
@@ -401,7 +432,7 @@ async fn take_index(leases: &Arc<Leases>, store: &dyn Store, options: &Options, 
                     return Err(Error::new(
                         Code::Unavailable,
                         format!(
-                            "another index owns this bucket (epoch {number}, {} shards); `berth index rebuild` makes this one the owner, and fills it from the bucket",
+                            "another index owns this bucket (epoch {number}, {} shards); `berth index take` makes this one the owner",
                             record.shards
                         ),
                     ));

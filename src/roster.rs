@@ -17,7 +17,6 @@ use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::{Serialize, de::DeserializeOwned};
 
-pub use entry::AdoptedRoster;
 pub(crate) use entry::{reconcile, recover, restamp};
 pub use logins::AccountLogins;
 

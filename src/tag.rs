@@ -17,6 +17,7 @@ use crate::{
         facts::{self, IntendedManifest, IntentFact, TagFact, TagState, Target},
     },
     oci::{Digest, RepositoryName, Tag},
+    outbox::TOLD,
     registry::Repository,
     storage::{Key, Revision, StoreTime},
 };
@@ -51,10 +52,10 @@ pub(crate) struct Wanted {
     pub(crate) tags: Vec<Tag>,
     /// The manifest that they shall point at; nothing for a delete.
     pub(crate) manifest: Option<IntendedManifest>,
+    /// The same with its size and type, for who is told.
+    pub(crate) target: Option<Target>,
     /// What the manifest needs.
     pub(crate) needs: Vec<Digest>,
-    /// Who asks.
-    pub(crate) by: String,
 }
 
 /// The topic on which who waits for an open intent is woken.
@@ -113,7 +114,7 @@ impl Repository {
     }
 
     /// Removes a tag.
-    pub async fn delete_tag(&self, tag: &Tag, by: &str) -> Result<()> {
+    pub async fn delete_tag(&self, tag: &Tag) -> Result<()> {
         let fact = self.lease.names.tag(&self.name, tag);
         let patience = self.patience();
         loop {
@@ -130,19 +131,19 @@ impl Repository {
             if self.registry.is_immutable(tag) {
                 return Err(Error::new(Code::Denied, format!("tag {tag} is immutable")));
             }
-            if self.delete_tag_at(tag, there, by).await? {
+            if self.delete_tag_at(tag, there).await? {
                 return Ok(());
             }
         }
     }
 
     /// Removes a tag if it still has exactly this value and nobody is moving it; false where that isn't so.
-    pub(crate) async fn delete_tag_at(&self, tag: &Tag, value: bytes::Bytes, by: &str) -> Result<bool> {
+    pub(crate) async fn delete_tag_at(&self, tag: &Tag, value: bytes::Bytes) -> Result<bool> {
         let names = &self.lease.names;
         let checks = vec![Check::Equals(names.tag(&self.name, tag), value), Check::Empty(names.open(&self.name, tag))];
-        let wanted = Wanted { tags: vec![tag.clone()], manifest: None, needs: Vec::new(), by: by.to_owned() };
+        let wanted = Wanted { tags: vec![tag.clone()], manifest: None, target: None, needs: Vec::new() };
         let Ok((reserved, _)) = self.reserve(wanted, checks, Vec::new()).await? else { return Ok(false) };
-        let state = TagState { to: None, at: reserved.fact.at, by: by.to_owned() };
+        let state = TagState { to: None, at: reserved.fact.at, by: reserved.fact.by.clone() };
         self.write_revisions(&reserved, &state).await?;
         self.commit_or_leave(&reserved, self.commit_tags(&reserved, &reserved.fact.tags, &state)).await;
         Ok(true)
@@ -157,11 +158,13 @@ impl Repository {
         reads: Vec<Ask>,
     ) -> Result<std::result::Result<(Reserved, Vec<Option<bytes::Bytes>>), usize>> {
         let names = &self.lease.names;
-        let Wanted { tags, manifest, needs, by } = wanted;
+        let Wanted { tags, manifest, target, needs } = wanted;
         let intent = self.fresh();
         let at = self.store().now();
         let deadline = at.plus(self.registry.options.timing.deadline);
-        let fact = IntentFact { repository: self.name.clone(), tags, deadline, manifest, needs, at, by };
+        let (repository, by) = (self.name.clone(), self.cause.by.clone());
+        let mut fact = IntentFact { repository, tags, deadline, manifest, needs, at, by, request: None };
+        fact.request = self.request_to_tell(&fact, target.as_ref());
         let mut writes: Vec<Write> =
             self.held_by(intent, &fact).into_iter().map(|held| Write::Put(held, bytes::Bytes::new())).collect();
         writes.push(Write::PutNumbered(names.intent(intent), facts::encode(&fact)));
@@ -200,6 +203,7 @@ impl Repository {
         let checks = vec![Check::Present(self.lease.names.intent(reserved.intent))];
         let mut writes = self.raise_tags(reserved, tags, state);
         writes.extend(self.close_intent(reserved));
+        writes.extend(self.deliveries(reserved, tags, None));
         let outcome = self.commit(Batch { checks, writes, ..Batch::default() }).await?;
         self.wake_waiting();
         Ok(matches!(outcome, Outcome::Committed { .. }))
@@ -227,13 +231,13 @@ impl Repository {
         held.into_iter().chain([self.lease.names.intent(reserved.intent)]).map(Write::Delete).collect()
     }
 
-    /// Ends an intent of which nothing shall count, together with `more`.
-    pub(crate) async fn drop_intent(&self, reserved: &Reserved, more: Option<Write>) -> Result<()> {
+    /// Ends an intent of which nothing shall count, together with `more`; false where it was ended before.
+    pub(crate) async fn drop_intent(&self, reserved: &Reserved, more: impl IntoIterator<Item = Write>) -> Result<bool> {
         let checks = vec![Check::Present(self.lease.names.intent(reserved.intent))];
         let writes = self.close_intent(reserved).into_iter().chain(more).collect();
-        self.commit(Batch { checks, writes, ..Batch::default() }).await?;
+        let outcome = self.commit(Batch { checks, writes, ..Batch::default() }).await?;
         self.wake_waiting();
-        Ok(())
+        Ok(matches!(outcome, Outcome::Committed { .. }))
     }
 
     /// Runs a commit whose writes count already: if it fails, recovery does the same later.
@@ -245,12 +249,20 @@ impl Repository {
         self.registry.work.notify_one();
     }
 
-    /// Wakes who waits for an open intent, without making this request wait for that.
+    /// Wakes who waits for an open intent, and who may tell of later changes now that it isn't.
     pub(crate) fn wake_waiting(&self) {
+        let is_told = !self.registry.interests().is_empty();
+        self.wake(if is_told { &[CLOSED, TOLD] } else { &[CLOSED] });
+    }
+
+    /// Wakes who waits on these topics, without making this request wait for that.
+    pub(crate) fn wake(&self, topics: &'static [&'static str]) {
         let (index, shard) = (std::sync::Arc::clone(&self.lease.index), self.shard);
         tokio::spawn(async move {
-            if let Err(error) = index.notify(shard, CLOSED).await {
-                tracing::debug!(%error, "nobody was woken; who waits looks again by itself");
+            for topic in topics {
+                if let Err(error) = index.notify(shard, topic).await {
+                    tracing::debug!(%error, topic, "nobody was woken; who waits looks again by itself");
+                }
             }
         });
     }

@@ -182,11 +182,11 @@ fn report(finished: &FinishedRound) {
 pub async fn sweep(registry: &Arc<Registry>, owner: Ulid) -> Result<()> {
     let lease = registry.lease().await?;
     let Some(shard) = lease.names.shards().next() else { return Ok(()) };
-    if !take(registry, &lease, shard, ORPHANS, owner).await? {
+    if !take(registry, &lease, shard, ORPHANS, owner, HOLD).await? {
         return Ok(());
     }
     let aborted = collect::abort_orphans(registry, &lease).await;
-    leave(&lease, shard, ORPHANS).await?;
+    leave(&lease, shard, ORPHANS, owner).await?;
     let count = aborted?;
     if count > 0 {
         tracing::info!(count, "uploads in parts that nobody knew of were ended");
@@ -204,9 +204,9 @@ pub async fn work_once(registry: &Arc<Registry>, owner: Ulid) -> Result<()> {
             if !first.is_some_and(|first| work.is_due(registry, &first)) {
                 continue;
             }
-            if take(registry, &lease, shard, work.name(), owner).await? {
+            if take(registry, &lease, shard, work.name(), owner, HOLD).await? {
                 let done = work.run(registry, &lease, shard).await;
-                leave(&lease, shard, work.name()).await?;
+                leave(&lease, shard, work.name(), owner).await?;
                 match done {
                     Ok(0) => {}
                     Ok(count) => tracing::debug!(work = work.name(), shard = shard.0, count, "background work done"),
@@ -220,8 +220,15 @@ pub async fn work_once(registry: &Arc<Registry>, owner: Ulid) -> Result<()> {
     Ok(())
 }
 
-/// Takes a piece of work, unless somebody else has it.
-async fn take(registry: &Registry, lease: &Lease, shard: Shard, work: &str, owner: Ulid) -> Result<bool> {
+/// Takes a piece of work for a while, or keeps it for longer, unless somebody else has it.
+pub(crate) async fn take(
+    registry: &Registry,
+    lease: &Lease,
+    shard: Shard,
+    work: &str,
+    owner: Ulid,
+    hold: Duration,
+) -> Result<bool> {
     let fact = lease.names.work(work);
     let now = registry.store.now();
     let held = lease.get(shard, &[Ask::Value(fact.clone())]).await?.pop().flatten();
@@ -235,14 +242,24 @@ async fn take(registry: &Registry, lease: &Lease, shard: Shard, work: &str, owne
             Check::Equals(fact.clone(), value)
         }
     };
-    let writes = vec![Write::Put(fact, facts::encode(&WorkFact { owner, until: now.plus(HOLD) }))];
+    let writes = vec![Write::Put(fact, facts::encode(&WorkFact { owner, until: now.plus(hold) }))];
     let outcome = lease.commit(shard, Batch { checks: vec![check], writes, ..Batch::default() }).await?;
     Ok(matches!(outcome, Outcome::Committed { .. }))
 }
 
-async fn leave(lease: &Lease, shard: Shard, work: &str) -> Result<()> {
-    let writes = vec![Write::Delete(lease.names.work(work))];
-    lease.commit(shard, Batch { writes, ..Batch::default() }).await.map(drop)
+/// Leaves a piece of work to others, unless somebody else has taken it meanwhile.
+pub(crate) async fn leave(lease: &Lease, shard: Shard, work: &str, owner: Ulid) -> Result<()> {
+    let fact = lease.names.work(work);
+    let Some(value) = lease.get(shard, &[Ask::Value(fact.clone())]).await?.pop().flatten() else { return Ok(()) };
+    if facts::decode::<WorkFact>(&value)?.owner != owner {
+        return Ok(());
+    }
+    let batch = Batch {
+        checks: vec![Check::Equals(fact.clone(), value)],
+        writes: vec![Write::Delete(fact)],
+        ..Batch::default()
+    };
+    lease.commit(shard, batch).await.map(drop)
 }
 
 /// Finishes the intents whose deadline, and the margin, have passed.

@@ -82,7 +82,7 @@ impl Spent {
 }
 
 /// A percentile of sorted latencies in microseconds, in milliseconds. All latencies are kept, so it is exact.
-fn percentile(sorted: &[u32], share: f64) -> f64 {
+pub(crate) fn percentile(sorted: &[u32], share: f64) -> f64 {
     let place = (sorted.len() as f64 * share).ceil() as usize;
     sorted.get(place.saturating_sub(1)).map_or(0.0, |&microseconds| f64::from(microseconds) / 1000.0)
 }

@@ -11,6 +11,7 @@ mod client;
 mod content;
 mod load;
 mod proc;
+mod recover;
 mod report;
 mod server;
 mod workload;
@@ -40,6 +41,8 @@ enum Command {
     Compare(Compare),
     /// Load Berth with and without tokens in turn; print a table.
     Access(Common),
+    /// Lose the index of a Berth over S3 and Redis; print what clients notice, and what filling a new one takes.
+    Recover(recover::Options),
 }
 
 /// What every run needs.
@@ -74,8 +77,8 @@ struct Compare {
     results: PathBuf,
 }
 
-/// The whole run ends by itself after this long.
-const AT_MOST: Duration = Duration::from_secs(12 * 60);
+/// Any run ends by itself after this long.
+const AT_MOST: Duration = Duration::from_secs(40 * 60);
 
 /// One thread drives everything: a generator that needs more than one core would take from the servers what it
 /// is there to measure. Where that thread is busy, the report says so.
@@ -89,9 +92,10 @@ async fn main() -> Result<()> {
                 let span = Duration::from_secs_f64(common.seconds);
                 access::measure(&Product::berth(&common.berth)?, &common.data, common.rounds, span).await
             }
+            Command::Recover(options) => recover::measure(&options).await,
         }
     };
-    tokio::time::timeout(AT_MOST, run).await.context("the run took longer than 12 minutes")?
+    tokio::time::timeout(AT_MOST, run).await.context("the run took longer than 40 minutes")?
 }
 
 async fn compare(options: Compare) -> Result<()> {

@@ -101,7 +101,7 @@ impl Product {
     /// so they are off here.)
     fn command(&self, directory: &Path, address: SocketAddr) -> Result<Command> {
         let mut command = Command::new(&self.binary);
-        command.env_clear().envs(self.settings.iter().map(|(key, value)| (key, value)));
+        command.env_clear();
         match self.kind {
             Kind::Berth => {
                 command.arg("serve");
@@ -115,6 +115,7 @@ impl Product {
                 command.arg("serve").arg(config).env("OTEL_TRACES_EXPORTER", "none");
             }
         }
+        command.envs(self.settings.iter().map(|(key, value)| (key, value)));
         let log = File::create(directory.join("log"))?;
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).kill_on_drop(true);
         Ok(command)
@@ -132,7 +133,7 @@ fn distribution_config(data: &Path, address: SocketAddr) -> String {
 }
 
 /// An address on loopback that nobody listens on.
-fn free_address() -> Result<SocketAddr> {
+pub(crate) fn free_address() -> Result<SocketAddr> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
 }
 
@@ -187,6 +188,11 @@ impl Server {
     /// What the report calls it.
     pub(crate) fn name(&self) -> &'static str {
         self.product.name()
+    }
+
+    /// What it has written to its log so far.
+    pub(crate) fn log(&self) -> Result<String> {
+        Ok(fs::read_to_string(self.directory.join("log"))?)
     }
 
     /// Figures, as this server's.

@@ -162,7 +162,7 @@ async fn push_image(client: &mut Client, repository: &str, tag: &str, image: &Im
 }
 
 /// Where the closing PUT of a new upload goes.
-async fn begin_upload(client: &mut Client, repository: &str, digest: &str) -> Result<String> {
+pub(crate) async fn begin_upload(client: &mut Client, repository: &str, digest: &str) -> Result<String> {
     let answer = client.ask("POST", &format!("/v2/{repository}/blobs/uploads/")).await?;
     ensure!(answer.status == 202, "an upload's POST was answered by {}", answer.status);
     let location = answer.location.context("an upload without a Location")?;
@@ -170,7 +170,7 @@ async fn begin_upload(client: &mut Client, repository: &str, digest: &str) -> Re
     Ok(format!("{location}{joint}digest={digest}"))
 }
 
-fn created(answer: &Answer) -> Result<()> {
+pub(crate) fn created(answer: &Answer) -> Result<()> {
     ensure!(answer.status == 201, "a PUT was answered by {}", answer.status);
     Ok(())
 }

@@ -1,8 +1,9 @@
-//! The admin API, on the admin listener: accounts and rules, as JSON. `docs/admin-api.md` has its shapes.
+//! The admin API, on the admin listener: accounts, rules and the delivery of events, as JSON. `docs/admin-api.md` has its shapes.
 //!
 //! Here a request is parsed and it is found out who manages; what that one may do is decided by the roster.
 //! The command line speaks this API too, to a server or, with the bucket at hand, to one within its process.
 
+mod events;
 mod shapes;
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
@@ -30,6 +31,7 @@ use super::{
 use crate::{
     auth::{Authority, Presented},
     config::Rule,
+    delivery::{Deliverer, Which},
     error::{Code, Error, Result},
     index::facts::Account,
     roster::{Roster, manage::Manager},
@@ -56,6 +58,8 @@ pub enum Trust {
 pub struct AdminApi {
     /// The accounts and rules.
     pub roster: Arc<Roster>,
+    /// Who tells the endpoints of events.
+    pub deliverer: Arc<Deliverer>,
     /// Who asks.
     pub authority: Arc<Authority>,
     /// Who isn't asked.
@@ -71,6 +75,10 @@ enum Route {
     Rules,
     Rule(EntryName),
     Explain,
+    Endpoints,
+    Letters(EntryName, Which),
+    Replay(EntryName),
+    Test(EntryName),
 }
 
 impl Route {
@@ -84,6 +92,11 @@ impl Route {
             ["rules"] => Self::Rules,
             ["rules", name] => Self::Rule(name.parse().ok()?),
             ["explain"] => Self::Explain,
+            ["events", "endpoints"] => Self::Endpoints,
+            ["events", "endpoints", name, "pending"] => Self::Letters(name.parse().ok()?, Which::Pending),
+            ["events", "endpoints", name, "dead"] => Self::Letters(name.parse().ok()?, Which::Dead),
+            ["events", "endpoints", name, "replay"] => Self::Replay(name.parse().ok()?),
+            ["events", "endpoints", name, "test"] => Self::Test(name.parse().ok()?),
             _ => return None,
         })
     }
@@ -92,8 +105,8 @@ impl Route {
         match self {
             Self::Accounts => "GET, POST",
             Self::Account(_) => "GET, PATCH, DELETE",
-            Self::Rotate(_) | Self::Explain => "POST",
-            Self::Rules => "GET",
+            Self::Rotate(_) | Self::Explain | Self::Replay(_) | Self::Test(_) => "POST",
+            Self::Rules | Self::Endpoints | Self::Letters(..) => "GET",
             Self::Rule(_) => "GET, PUT, DELETE",
         }
     }
@@ -160,6 +173,10 @@ impl AdminApi {
                 Ok(respond::empty(StatusCode::NO_CONTENT))
             }
             (&Method::POST, Route::Explain) => self.explain(manager, &body).await,
+            (&Method::GET, Route::Endpoints) => self.endpoints(manager).await,
+            (&Method::GET, Route::Letters(name, which)) => self.letters(manager, name, *which).await,
+            (&Method::POST, Route::Replay(name)) => self.replay(manager, name, &body).await,
+            (&Method::POST, Route::Test(name)) => self.test(manager, name).await,
             _ => {
                 let mut response = respond::error(Error::new(Code::Unsupported, "this can't be done with it"), None);
                 response.headers_mut().insert(ALLOW, HeaderValue::from_static(route.allow()));
@@ -298,6 +315,10 @@ mod tests {
             ("/_/v1/rules", Some(Route::Rules)),
             ("/_/v1/rules/ci", Some(Route::Rule(name()))),
             ("/_/v1/explain", Some(Route::Explain)),
+            ("/_/v1/events/endpoints", Some(Route::Endpoints)),
+            ("/_/v1/events/endpoints/ci/dead", Some(Route::Letters(name(), Which::Dead))),
+            ("/_/v1/events/endpoints/ci/replay", Some(Route::Replay(name()))),
+            ("/_/v1/events/endpoints/ci", None),
             ("/_/v1/rules/ci/", None),
             ("/_/v1/accounts/", None),
             ("/_/v1/accounts/CI", None),

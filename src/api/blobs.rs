@@ -24,6 +24,7 @@ use super::{
 use crate::{
     blob::Blob,
     error::{Error, Result},
+    index::facts::EventTarget,
     oci::{Digest, RepositoryName},
     redirect::Asker,
 };
@@ -46,6 +47,10 @@ pub(super) async fn read(call: &Call, name: &RepositoryName, digest: &Digest, re
         Read::Head => part(StatusCode::OK, Body::empty(), blob.size()),
         Read::Get => {
             let wanted = range::wanted(&call.headers, digest, blob.size());
+            if !matches!(wanted, Wanted::Nothing) {
+                let target = EventTarget::Blob(digest.clone(), blob.size());
+                reader.tell_pull(None, target, || call.cause()).await;
+            }
             if let Some(bytes) = wanted.length(blob.size())
                 && let Some(url) = elsewhere(call, name, &blob).await?
             {

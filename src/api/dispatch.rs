@@ -10,7 +10,11 @@ use axum::{
     extract::{Request, State},
     response::Response,
 };
-use http::{HeaderMap, HeaderValue, Method, header::ALLOW, request::Parts};
+use http::{
+    HeaderMap, HeaderValue, Method,
+    header::{ALLOW, USER_AGENT},
+    request::Parts,
+};
 use serde_json::json;
 
 use super::{
@@ -24,6 +28,8 @@ use super::{
 use crate::{
     auth::{Action, Authority, Caller, Grant},
     error::{Code, Error, Result},
+    event::Cause,
+    index::facts::RequestFact,
     oci::RepositoryName,
     reader::Reader,
     redirect::Redirects,
@@ -49,6 +55,10 @@ pub(super) struct Call {
     pub(super) headers: HeaderMap,
     /// The client's address, where it is known.
     pub(super) client: Option<IpAddr>,
+    /// How the client names this registry.
+    origin: Option<Origin>,
+    method: Method,
+    id: Option<RequestId>,
 }
 
 impl Call {
@@ -59,7 +69,26 @@ impl Call {
 
     /// The handle on a repository, for a request that changes it or needs the index.
     pub(super) async fn repository(&self, name: &RepositoryName) -> Result<Repository> {
-        self.api.registry.repository(name).await
+        Ok(self.api.registry.repository(name).await?.caused_by(self.cause()))
+    }
+
+    /// Of what all comes that this request does.
+    pub(super) fn cause(&self) -> Cause {
+        let is_told = !self.api.registry.interests().is_empty();
+        Cause { by: self.by(), request: is_told.then(|| self.request()), quiet: false }
+    }
+
+    /// The request, for who is told what it did.
+    fn request(&self) -> RequestFact {
+        let user_agent = self.headers.get(USER_AGENT).map(HeaderValue::as_bytes).unwrap_or_default();
+        let user_agent = &user_agent[..user_agent.len().min(MAX_USER_AGENT)];
+        RequestFact {
+            id: self.id.as_ref().map(|id| id.as_str().to_owned()).unwrap_or_default(),
+            addr: self.client,
+            origin: self.origin.as_ref().map(Origin::to_string).unwrap_or_default(),
+            method: self.method.to_string(),
+            user_agent: String::from_utf8_lossy(user_agent).into_owned(),
+        }
     }
 
     /// Who asks, as tags' histories and uploads' ids know it.
@@ -78,6 +107,9 @@ impl Call {
     }
 }
 
+/// As much of a `User-Agent` as who is told gets, in bytes.
+const MAX_USER_AGENT: usize = 256;
+
 /// Answers one request.
 pub(super) async fn answer(State(api): State<Arc<Api>>, request: Request) -> Response {
     let (head, body) = request.into_parts();
@@ -89,7 +121,9 @@ pub(super) async fn answer(State(api): State<Arc<Api>>, request: Request) -> Res
             let response = match enter(&api, &head, &route, &mut seen).await {
                 Ok((caller, grant)) => {
                     let client = token::address(&head);
-                    let call = Call { api, caller, grant, headers: head.headers, client };
+                    let origin = head.extensions.get().cloned();
+                    let Parts { method, headers, .. } = head;
+                    let call = Call { api, caller, grant, headers, client, origin, method, id: id.clone() };
                     serve(call, route, body).await.unwrap_or_else(|error| respond::error(error, id.as_ref()))
                 }
                 Err(error) => {

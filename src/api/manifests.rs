@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     error::{Code, Error, Result},
+    index::facts::EventTarget,
     manifest::Push,
     oci::{Algorithm, Digest, Manifest, Reference, RepositoryName, Tag, manifest::MAX_MANIFEST},
 };
@@ -36,7 +37,15 @@ pub(super) async fn read(call: &Call, name: &RepositoryName, reference: &Referen
     let found = reader.find_manifest(reference).await?;
     let mut response = match read {
         _ if range::has_already(&call.headers, &found.digest) => respond::empty(StatusCode::NOT_MODIFIED),
-        Read::Get => respond::whole(media_type(&found.media_type)?, reader.manifest_bytes(&found).await?),
+        Read::Get => {
+            let bytes = reader.manifest_bytes(&found).await?;
+            let tag = match reference {
+                Reference::Tag(tag) => Some(tag),
+                Reference::Digest(_) => None,
+            };
+            reader.tell_pull(tag, EventTarget::Manifest(found.clone().into()), || call.cause()).await;
+            respond::whole(media_type(&found.media_type)?, bytes)
+        }
         Read::Head => {
             let mut response = respond::whole(media_type(&found.media_type)?, Bytes::new());
             response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(found.size));
@@ -68,7 +77,6 @@ pub(super) async fn push(
     tags: Vec<Tag>,
     body: Body,
 ) -> Result<Response> {
-    let by = call.by();
     let repository = call.repository(name).await?;
     let content_type = content_type(&call.headers)?;
     let length = axum::body::HttpBody::size_hint(&body).upper().unwrap_or(u64::MAX);
@@ -84,7 +92,7 @@ pub(super) async fn push(
         headers.append(TAG, respond::text(tag.to_string())?);
     }
     let create_only = call.grant.create_only;
-    repository.push_manifest(Push { digest, bytes, manifest, tags, by, create_only }).await?;
+    repository.push_manifest(Push { digest, bytes, manifest, tags, create_only }).await?;
     Ok(response)
 }
 
@@ -119,8 +127,8 @@ async fn check(bytes: Bytes, reference: &Reference, content_type: Option<String>
 pub(super) async fn delete(call: &Call, name: &RepositoryName, reference: &Reference) -> Result<Response> {
     let repository = call.repository(name).await?;
     match reference {
-        Reference::Tag(tag) => repository.delete_tag(tag, &call.by()).await?,
-        Reference::Digest(digest) => repository.delete_manifest(digest, &call.by()).await?,
+        Reference::Tag(tag) => repository.delete_tag(tag).await?,
+        Reference::Digest(digest) => repository.delete_manifest(digest).await?,
     }
     Ok(respond::empty(StatusCode::ACCEPTED))
 }

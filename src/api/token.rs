@@ -138,7 +138,11 @@ impl<'a> Granted<'a> {
 fn check_service(api: &Api, form: &Form) -> Result<()> {
     let ours = &api.authority.token_options().service;
     match form.get("service") {
-        Some(service) if !service.is_empty() && service != ours => Err(invalid("this is no token service for that")),
+        Some(service) if !service.is_empty() && service != ours => {
+            let service: String = service.chars().take(100).collect();
+            let why = "server.public_url, or auth.token.service, says what this registry calls itself";
+            Err(invalid(&format!("tokens are for {ours:?} here, not for {service:?}; {why}")))
+        }
         _ => Ok(()),
     }
 }

@@ -1,5 +1,5 @@
-//! Who may do what, as the configuration says it now: made at the start, and again whenever the configuration,
-//! the htpasswd file or the keys change. What can't be used leaves what there was as it is.
+//! Who may do what, and who is told of it, as the configuration says it now: made at the start, and again whenever
+//! the configuration, the htpasswd file or the keys change. What can't be used leaves what there was as it is.
 
 use std::{
     fmt,
@@ -22,6 +22,8 @@ use crate::{
         keys::{KeyError, KeyRing, Kind},
     },
     config::{Config, ConfigError, StorageUrl},
+    delivery::{Deliverer, Endpoints},
+    outbound::Proxy,
 };
 
 /// How often the files are looked at. Reading them is a few milliseconds' work for one core; a new key waits
@@ -135,13 +137,13 @@ impl Access {
         // Where anybody may do anything, a token that one replica alone believes is as good as another.
         let own = || KeyRing::make(Kind::default(), 0).map_err(|error| StartError::Access(error.into()));
         let keys = keys.map_or_else(own, Ok)?;
-        let issuers = TokenIssuers::open(&config.auth.token_issuers)?;
+        let issuers = TokenIssuers::open(&config.auth.token_issuers, Proxy::of(&config.proxy).as_ref())?;
         let authority = Authority::new(rules, logins, token_options(config), keys, issuers);
         Ok(Self { authority, htpasswd, state })
     }
 
     /// Goes by the files as they are, again and again, and at once when the process is told to (SIGHUP).
-    pub(super) async fn keep_up(mut self, reload: Reload) {
+    pub(super) async fn keep_up(mut self, reload: Reload, deliverer: Arc<Deliverer>) {
         let mut hangup = signal(SignalKind::hangup()).ok();
         let mut complaint = None;
         loop {
@@ -149,7 +151,7 @@ impl Access {
                 Some(()) = async { hangup.as_mut()?.recv().await } => true,
                 () = sleep(LOOK) => false,
             };
-            match self.look(&reload).await {
+            match self.look(&reload, &deliverer).await {
                 Ok(true) => complaint = None,
                 Ok(false) if is_asked => tracing::info!("the configuration was read again, and nothing has changed"),
                 Ok(false) => {}
@@ -167,7 +169,7 @@ impl Access {
     }
 
     /// Reads everything again; whether something has changed.
-    async fn look(&mut self, reload: &Reload) -> Result<bool, String> {
+    async fn look(&mut self, reload: &Reload, deliverer: &Deliverer) -> Result<bool, String> {
         let reload = reload.clone();
         let read = tokio::task::spawn_blocking(move || {
             let config = (reload.0)().map_err(|error| error.to_string())?;
@@ -176,6 +178,10 @@ impl Access {
         let (state, keys) = read.await.map_err(|error| error.to_string())??;
         if state == self.state {
             return Ok(false);
+        }
+        if state.config.events != self.state.config.events {
+            let endpoints = Endpoints::open(&state.config).map_err(|error| error.to_string())?;
+            deliverer.set_endpoints(endpoints);
         }
         self.apply(state, keys);
         Ok(true)
@@ -191,8 +197,11 @@ impl Access {
             self.authority.set_keys(keys);
         }
         self.authority.set_configured_rules(AccessRules::configured(&now.config.auth));
-        tracing::info!("the configuration was read again: rules, groups, users and keys count as they are now");
+        tracing::info!(
+            "the configuration was read again: rules, groups, users, keys and endpoints count as they are now"
+        );
         let mut rest = before.config;
+        rest.events.clone_from(&now.config.events);
         let (old, new) = (&mut rest.auth, &now.config.auth);
         old.anonymous = new.anonymous;
         old.htpasswd.clone_from(&new.htpasswd);

@@ -17,6 +17,7 @@ use super::{
 use crate::{
     config::{KeyPlace, TokenIssuer},
     error::{Code, Error, Result},
+    outbound::Proxy,
 };
 
 /// The longest name of a token's holder that is taken, in bytes; OpenID Connect allows a `sub` 255.
@@ -44,12 +45,13 @@ struct Claims {
 }
 
 impl TokenIssuers {
-    /// Those of the configuration. Nobody is asked anything before the first token comes.
+    /// Those of the configuration, reached through `proxy`. Nobody is asked anything before the first token comes.
     ///
     /// # Errors
     /// A file of certificates can't be read.
     pub fn open<'a>(
         issuers: impl IntoIterator<Item = (&'a String, &'a TokenIssuer)>,
+        proxy: Option<&Proxy>,
     ) -> std::result::Result<Self, UnusableCa> {
         let open = |(name, settings): (&String, &TokenIssuer)| {
             let (place, pace) = match &*settings.jwks {
@@ -57,7 +59,7 @@ impl TokenIssuers {
                 KeyPlace::File(path) => (Place::File(path.clone()), Pace::FILE),
             };
             let ca = settings.ca.as_ref().map(|path| path.to_path_buf());
-            let keys = IssuerKeys::open(place, ca.as_deref(), pace).map_err(|why| {
+            let keys = IssuerKeys::open(place, ca.as_deref(), proxy, pace).map_err(|why| {
                 let (key, path) = (format!("auth.token_issuers.{name}.ca"), ca.clone().unwrap_or_default());
                 UnusableCa { key, path, why }
             })?;

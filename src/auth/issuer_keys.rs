@@ -15,10 +15,12 @@ use jsonwebtoken::{
     decode,
     jwk::{Jwk, PublicKeyUse},
 };
-use reqwest::{Certificate, Client, redirect::Policy};
+use reqwest::{Certificate, Client, ClientBuilder, redirect::Policy};
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
 use tokio::sync::Mutex;
+
+use crate::outbound::{self, Proxy, text_of};
 
 /// The largest answer of an issuer that is read, in bytes. The longest known key sets have some 20 KiB.
 const MAX_ANSWER: usize = 256 << 10;
@@ -136,9 +138,9 @@ impl fmt::Debug for IssuerKeys {
 }
 
 impl IssuerKeys {
-    /// The keys at `place`, whose server is known by the certificates in the file `ca`, or else by those of the
-    /// system. Reads nothing of it yet.
-    pub(super) fn open(place: Place, ca: Option<&Path>, pace: Pace) -> Result<Self, String> {
+    /// The keys at `place`, whose server is reached through `proxy` and known by the certificates in the file `ca`,
+    /// or else by those of the system. Reads nothing of it yet.
+    pub(super) fn open(place: Place, ca: Option<&Path>, proxy: Option<&Proxy>, pace: Pace) -> Result<Self, String> {
         // A redirect would lead to where nobody said the keys are.
         let mut http = Client::builder().https_only(true).redirect(Policy::none()).timeout(PATIENCE);
         if let Some(path) = ca {
@@ -149,7 +151,7 @@ impl IssuerKeys {
             }
             http = http.tls_certs_only(certificates);
         }
-        let http = http.build().map_err(describe)?;
+        let http = outbound::through(proxy, http).and_then(ClientBuilder::build).map_err(|error| text_of(&error))?;
         Ok(Self { place, http, pace, known: RwLock::default(), asking: Mutex::default() })
     }
 
@@ -219,12 +221,12 @@ impl IssuerKeys {
     }
 
     async fn get<T: DeserializeOwned>(&self, url: &str) -> Result<T, String> {
-        let mut answer = self.http.get(url).send().await.map_err(describe)?;
+        let mut answer = self.http.get(url).send().await.map_err(|error| text_of(&error))?;
         if !answer.status().is_success() {
             return Err(format!("{url} answered {}", answer.status()));
         }
         let mut bytes = Vec::new();
-        while let Some(chunk) = answer.chunk().await.map_err(describe)? {
+        while let Some(chunk) = answer.chunk().await.map_err(|error| text_of(&error))? {
             bytes.extend_from_slice(&chunk);
             if bytes.len() > MAX_ANSWER {
                 return Err(format!("{url} answered more than {MAX_ANSWER} bytes"));
@@ -306,15 +308,4 @@ pub(super) fn decode_by_one<T: DeserializeOwned>(
         }
     }
     Err(why)
-}
-
-/// What went wrong, down to the cause: the outermost text of it only repeats the URL.
-fn describe(error: reqwest::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(&error);
-    while let Some(inner) = cause {
-        text = format!("{text}: {inner}");
-        cause = inner.source();
-    }
-    text
 }

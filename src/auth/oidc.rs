@@ -20,6 +20,7 @@ use super::{
 use crate::{
     config::Oidc,
     error::{Code, Error, Result},
+    outbound::Proxy,
 };
 
 /// The longest token that is read, in bytes. Those of GitLab, the longest known, have some 2,500.
@@ -56,18 +57,19 @@ impl fmt::Debug for Issuer {
 type Refusal = String;
 
 impl Issuers {
-    /// The issuers of the configuration. None of them is asked anything before the first token comes.
+    /// The issuers of the configuration, reached through `proxy`. None of them is asked anything before the first token comes.
     ///
     /// # Errors
     /// A file of certificates can't be read.
     pub fn open<'a>(
         issuers: impl IntoIterator<Item = (&'a String, &'a Oidc)>,
+        proxy: Option<&Proxy>,
         pace: Pace,
     ) -> std::result::Result<Self, UnusableCa> {
         let open = |(name, settings): (&String, &Oidc)| {
             let ca = settings.ca.as_ref().map(|path| path.to_path_buf());
             let place = Place::Discovery(settings.issuer.as_str().to_owned());
-            let keys = IssuerKeys::open(place, ca.as_deref(), pace).map_err(|why| {
+            let keys = IssuerKeys::open(place, ca.as_deref(), proxy, pace).map_err(|why| {
                 let (key, path) = (format!("auth.oidc.{name}.ca"), ca.clone().unwrap_or_default());
                 UnusableCa { key, path, why }
             })?;
@@ -191,7 +193,7 @@ mod tests {
     fn issuer(settings: &str) -> Issuer {
         let text = format!("[auth.oidc.hub]\nissuer = \"https://i.example\"\naudience = [\"berth\"]\n{settings}");
         let auth = Config::parse(Path::new("x.toml"), &text).unwrap().config.auth;
-        Issuers::open(&auth.oidc, Pace::default()).unwrap().0.remove(0)
+        Issuers::open(&auth.oidc, None, Pace::default()).unwrap().0.remove(0)
     }
 
     fn identify(settings: &str, claims: &str) -> std::result::Result<Identity, Refusal> {

@@ -162,7 +162,7 @@ impl Found {
                 About::Blob(blob) => of_blob(blob),
                 About::Manifest(manifest) => manifest.disagreements.len(),
                 About::Tag(tag) => tag.disagreements.len(),
-                About::Format | About::Entry(_) | About::Epoch(_) | About::Probe => 0,
+                About::Format | About::Entry(_) | About::Epoch(_) | About::Checkpoint(_) | About::Probe => 0,
             },
         }
     }
@@ -373,7 +373,11 @@ impl Page {
                 record.shards,
                 when(record.at)
             )),
-            About::Epoch(None) => {}
+            About::Checkpoint(Some(checkpoint)) => self.line(format_args!(
+                "how far an endpoint was told what happened: under epoch {}, by shard, up to {:?}",
+                checkpoint.epoch, checkpoint.delivered
+            )),
+            About::Epoch(None) | About::Checkpoint(None) => {}
             About::Probe => self.line("what a start wrote to see whether it may; nothing needs it"),
         }
     }

@@ -8,6 +8,7 @@ mod config;
 mod configure_docker;
 pub mod credential;
 mod desk;
+mod events;
 mod gc;
 mod health;
 mod index;
@@ -15,6 +16,7 @@ mod inspect;
 mod keys;
 mod rule;
 mod serve;
+mod storage;
 
 use std::{
     io::{self, Write},
@@ -46,7 +48,10 @@ Examples:
                                               a service account, and its key
   berth access explain --as ci --repository team/app --action push
                                               what it may do, and the rule that says so
+  berth events test ci                        send an endpoint a sample, and see what comes back
   berth index rebuild                         fill a new index from the bucket
+  berth index verify                          compare the index with the bucket
+  berth storage check                         try whether the store is what Berth needs
   berth gc run --dry-run                      what nothing needs, and why
   berth inspect tag team/app:v1               what index and bucket say of a tag
   berth configure-docker r.example.com        let docker log in by docker-credential-berth
@@ -88,12 +93,18 @@ enum Command {
     /// See what somebody may do, and which rule says so.
     #[command(subcommand)]
     Access(access::Command),
+    /// See what is told to endpoints, and what could not be.
+    #[command(subcommand)]
+    Events(events::Command),
     /// See, make and change the keys that sign tokens.
     #[command(subcommand)]
     Keys(keys::Command),
-    /// Look at the index, or fill a new one from the bucket.
+    /// Look at the index, compare it with the bucket, or begin a new one.
     #[command(subcommand)]
     Index(index::Command),
+    /// Try whether the store is what Berth needs.
+    #[command(subcommand)]
+    Storage(storage::Command),
     /// Show what the index says of a thing, what the bucket says, and where they disagree. Changes nothing.
     Inspect(inspect::Arguments),
     /// Have Docker log in to registries through docker-credential-berth, which must be in the PATH.
@@ -136,6 +147,9 @@ enum Failure {
     /// Things were found of which the index and the bucket say different things.
     #[error("index and bucket disagree: {0} found")]
     Disagree(usize),
+    /// The store isn't what Berth needs.
+    #[error("the store breaks {0} of the promises that Berth rests on")]
+    Broken(usize),
     /// The rebuild left out what isn't whole.
     #[error("{0} things in the bucket lack what they need and were left out; each has a line above")]
     Dangling(usize),
@@ -160,6 +174,7 @@ impl Failure {
             | Self::Registry(_)
             | Self::Refused(_)
             | Self::Disagree(_)
+            | Self::Broken(_)
             | Self::Dangling(_)
             | Self::NotReady(_)
             | Self::Forced
@@ -213,8 +228,10 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Account(command) => account::run(&command, args),
         Command::Rule(command) => rule::run(&command, args),
         Command::Access(command) => access::run(&command, args),
+        Command::Events(command) => events::run(&command, args),
         Command::Keys(command) => keys::run(&command, || load(args)),
-        Command::Index(command) => index::run(&command, load(args)?),
+        Command::Index(command) => index::run(command, &load(args)?),
+        Command::Storage(command) => storage::run(&command, &load(args)?),
         Command::Health => health::run(&load(args)?.config),
         Command::Inspect(arguments) => inspect::run(&arguments, args),
         Command::ConfigureDocker(arguments) => configure_docker::run(&arguments),

@@ -88,7 +88,7 @@ impl Found {
             (Key::Manifest { .. }, _) => self.manifests += 1,
             (Key::Tag { .. }, _) => self.revisions += 1,
             (Key::Data(_), _) => self.data += 1,
-            (Key::Format | Key::Entry { .. } | Key::Epoch(_) | Key::Probe(_), _) => {}
+            (Key::Format | Key::Entry { .. } | Key::Epoch(_) | Key::Checkpoint { .. } | Key::Probe(_), _) => {}
         }
         self.bytes += garbage.size;
     }
@@ -126,7 +126,7 @@ impl<'a> Look<'a> {
                     garbage.extend(self.late(key, *stat));
                     continue;
                 }
-                Key::Format | Key::Entry { .. } | Key::Epoch(_) | Key::Probe(_) => continue,
+                Key::Format | Key::Entry { .. } | Key::Epoch(_) | Key::Checkpoint { .. } | Key::Probe(_) => continue,
             };
             shards.entry(shard).or_default()[kind].push((key, *stat));
         }

@@ -174,7 +174,7 @@ async fn page_after(registry: &Registry, after: &str) -> Result<(Page, Option<St
 async fn throw_away(registry: &Registry, lease: &Lease, garbage: &Garbage) -> Result<bool> {
     match (&garbage.key, &garbage.why) {
         (Key::Link { repository, digest, .. }, Why::Unneeded(fact)) => {
-            Ok(unlink(lease, repository, digest, fact.clone()).await?.is_some())
+            Ok(unlink(lease, repository, digest, fact.clone(), Batch::default()).await?.is_some())
         }
         (Key::Link { repository, link, .. }, _) => {
             let names = &lease.names;
@@ -203,7 +203,7 @@ async fn throw_away(registry: &Registry, lease: &Lease, garbage: &Garbage) -> Re
             let writes = vec![super::throw_away(&*registry.store, lease, &trash)];
             commit(lease, lease.names.shard_of(repository), Vec::new(), writes).await
         }
-        (Key::Format | Key::Entry { .. } | Key::Epoch(_) | Key::Probe(_), _) => Ok(false),
+        (Key::Format | Key::Entry { .. } | Key::Epoch(_) | Key::Checkpoint { .. } | Key::Probe(_), _) => Ok(false),
     }
 }
 

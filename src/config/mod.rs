@@ -6,6 +6,7 @@
 
 mod address;
 mod error;
+mod events;
 mod layout;
 mod pattern;
 mod reference;
@@ -27,7 +28,10 @@ pub use address::{
     CorsOrigin, IndexUrl, IssuerUrl, KeyPlace, Listen, Namespace, ProxyUrl, Realm, RedisUrl, Site, StorageUrl, UrlStart,
 };
 pub use error::{ConfigError, Origin};
-pub use pattern::{AgentPattern, ClaimPattern, RepositoryPattern, TagPattern};
+pub use events::{
+    Endpoint, EndpointUrl, EventAction, EventFormat, Events, Headers, ServiceAccount, Topic, WebhookSecrets,
+};
+pub use pattern::{AgentPattern, ClaimPattern, MediaTypePattern, RepositoryPattern, TagPattern};
 pub use reference::reference;
 pub use text::{FilePath, Keys, MASK, PrivateKey, Secret, StorageClass, Text, Word, Written};
 pub use tree::{

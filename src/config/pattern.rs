@@ -140,6 +140,31 @@ impl Written for ClaimPattern {
     }
 }
 
+/// Which media types are meant: `*` stands for any characters, also none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MediaTypePattern(String);
+
+impl MediaTypePattern {
+    /// Whether the media type is one of those meant.
+    pub fn matches(&self, media_type: &str) -> bool {
+        matches_text(&self.0, media_type)
+    }
+}
+
+impl Written for MediaTypePattern {
+    const NAME: &'static str = "MediaTypePattern";
+    const WANT: &'static str = "a media type, where * is any characters, such as \"application/vnd.oci.image.*\"";
+
+    fn read(text: &str) -> Option<Self> {
+        let good = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic());
+        good.then(|| Self(text.to_owned()))
+    }
+
+    fn write(&self) -> String {
+        self.0.clone()
+    }
+}
+
 /// Which `User-Agent`s are meant: `*` stands for any characters, also none.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AgentPattern(String);

@@ -1,5 +1,7 @@
 //! What must hold between settings, and the defaults that depend on other settings.
 
+mod events;
+
 use std::{net::SocketAddr, ops::RangeInclusive, time::Duration};
 
 use super::{
@@ -46,6 +48,7 @@ pub(super) fn check(config: &Config, sources: &Sources) -> Result<(), ConfigErro
     check_proxy(config, sources)?;
     check_redirect(config, sources)?;
     check_collect(config, sources)?;
+    events::check(config, sources)?;
     check_upload_memory(config, sources)
 }
 

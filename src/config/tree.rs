@@ -11,6 +11,7 @@ use super::{
     address::{
         CorsOrigin, IndexUrl, IssuerUrl, KeyPlace, Listen, Namespace, ProxyUrl, Realm, Site, StorageUrl, UrlStart,
     },
+    events::Events,
     pattern::{AgentPattern, ClaimPattern, RepositoryPattern, TagPattern},
     text::{FilePath, Keys, PrivateKey, Secret, StorageClass, Text, Word},
     units::{Ceiling, LogFilter, Size},
@@ -41,6 +42,8 @@ pub struct Config {
     pub tags: Tags,
     /// When what nothing needs leaves the bucket.
     pub collect: Collect,
+    /// Who is told of what happens.
+    pub events: Events,
     /// Limits that keep memory and time bounded, whatever clients send.
     pub limits: Limits,
     /// What is logged, and how. Logs go to standard error.

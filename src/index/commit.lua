@@ -36,6 +36,7 @@ local holds = {
 local answers = {
   value = get,
   first = function(group) return redis.call('ZRANGE', members(group), 0, 0)[1] or false end,
+  count = function(group) return tostring(redis.call('ZCARD', members(group))) end,
 }
 
 local sequence = 0
@@ -43,6 +44,7 @@ local sequence = 0
 local make = {
   put = put,
   number = function(group, member, value) put(group, member, string.format('%016x', sequence) .. value) end,
+  ['at number'] = function(group, member, value) put(group, string.format('%016x', sequence) .. member, value) end,
   raise = function(group, member, value)
     local old = get(group, member)
     if not (old and greater(old, value)) then put(group, member, value) end

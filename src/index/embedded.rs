@@ -371,6 +371,10 @@ fn make(facts: &mut Table<'_, &[u8], &[u8]>, shard: Shard, write: &Write, sequen
             numbered.extend_from_slice(value);
             put(facts, shard, fact, &numbered)
         }
+        Write::PutAtNumber(fact, value) => {
+            let member = format!("{sequence:016x}{}", fact.member);
+            put(facts, shard, &Fact::new(&fact.group, member), value)
+        }
         Write::Raise(fact, value) => {
             let greater = facts.get(&*key_of(shard, fact))?.is_some_and(|found| found.value() > &**value);
             if greater { Ok(()) } else { put(facts, shard, fact, value) }
@@ -404,7 +408,22 @@ fn answer(
     match ask {
         Ask::Value(fact) => value(facts, shard, fact),
         Ask::First(group) => first(facts, shard, group),
+        Ask::Count(group) => count(facts, shard, group).map(Some),
     }
+}
+
+/// By looking at each member: who counts does so now and then.
+fn count(
+    facts: &impl ReadableTable<&'static [u8], &'static [u8]>,
+    shard: Shard,
+    group: &str,
+) -> Result<Bytes, redb::Error> {
+    let mut count: u64 = 0;
+    for entry in facts.range::<&[u8]>(&*key(shard, group, "")..&*end_of(shard, group))? {
+        entry?;
+        count += 1;
+    }
+    Ok(count.to_string().into())
 }
 
 fn first(

@@ -7,7 +7,9 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use ulid::Ulid;
 
+mod outbox;
 mod roster;
+mod walk;
 
 use super::{Fact, IndexError, Shard};
 use crate::{
@@ -17,7 +19,9 @@ use crate::{
         key::{EntryName, EpochNumber, RosterList},
     },
 };
+pub use outbox::{Action, DeliveryFact, EventFact, EventTarget, RequestFact, delivery_member, delivery_suffix};
 pub use roster::{Account, AccountKey, EntryFact, PendingFact, RosterRule};
+pub use walk::{Adopted, AdoptedRoster, WalkFact, Walked};
 
 /// The names of all facts of one epoch.
 #[derive(Clone, Debug)]
@@ -78,14 +82,19 @@ impl Names {
         Bytes::from(self.epoch.clone())
     }
 
-    /// Present once every repository of the bucket is reconciled.
+    /// Present once every repository of the bucket is reconciled; its value is the shard's counter then.
     pub fn settled(&self) -> Fact {
         Fact::new(self.group("settled"), "")
     }
 
+    /// The repositories that were reconciled one by one, before their shard was settled.
+    pub fn all_reconciled(&self) -> String {
+        self.group("reconciled")
+    }
+
     /// Present once this repository is reconciled.
     pub fn reconciled(&self, repository: &RepositoryName) -> Fact {
-        Fact::new(self.group("reconciled"), repository.as_str())
+        Fact::new(self.all_reconciled(), repository.as_str())
     }
 
     /// The shard's counter, of which revisions are made.
@@ -98,9 +107,14 @@ impl Names {
         self.group("repositories")
     }
 
-    /// One link: digest -> [`LinkFact`].
+    /// All links of a repository: digest -> [`LinkFact`].
+    pub fn links(&self, repository: &RepositoryName) -> String {
+        self.of("links", repository)
+    }
+
+    /// One link.
     pub fn link(&self, repository: &RepositoryName, digest: &Digest) -> Fact {
-        Fact::new(self.of("links", repository), digest.as_str())
+        Fact::new(self.links(repository), digest.as_str())
     }
 
     /// Who needs a link: `m:<manifest>`, `p:<intent>`.
@@ -187,6 +201,11 @@ impl Names {
     /// How far collection is, a [`CollectionFact`]; only in the first shard.
     pub fn collection(&self) -> Fact {
         Fact::new(self.group("collection"), "")
+    }
+
+    /// How far the walk of this epoch is, a [`WalkFact`]; only in the first shard.
+    pub fn walk(&self) -> Fact {
+        Fact::new(self.group("walk"), "")
     }
 
     /// Tags whose history may want trimming: `<repository>:<tag>`.
@@ -393,6 +412,9 @@ pub struct IntentFact {
     pub at: StoreTime,
     /// By whom.
     pub by: String,
+    /// The request, where somebody is to be told of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request: Option<RequestFact>,
 }
 
 /// The manifest that an intent pushes.

@@ -36,6 +36,8 @@ pub enum Ask {
     Value(Fact),
     /// The name of the least member of a group; nothing if the group is empty.
     First(String),
+    /// How many members a group has, as decimal text; `0` if it is empty.
+    Count(String),
 }
 
 /// What must hold for a batch to be committed.
@@ -59,6 +61,9 @@ pub enum Write {
     /// Sets a fact to the batch's sequence number, as 16 lower-case hex digits, followed by these bytes.
     /// Only in a batch that has a [`Batch::sequence`].
     PutNumbered(Fact, Bytes),
+    /// Sets a fact, before whose member the batch's sequence number is put, as 16 lower-case hex digits. Only in a
+    /// batch that has a [`Batch::sequence`].
+    PutAtNumber(Fact, Bytes),
     /// Sets a fact unless it already has a value that is greater in byte order.
     Raise(Fact, Bytes),
     /// Removes a fact, if it is there.
@@ -161,6 +166,7 @@ impl Fact {
 impl Batch {
     /// Whether a write asks for a sequence number that the batch doesn't take. No index commits such a batch.
     fn lacks_sequence(&self) -> bool {
-        self.sequence.is_none() && self.writes.iter().any(|write| matches!(write, Write::PutNumbered(..)))
+        self.sequence.is_none()
+            && self.writes.iter().any(|write| matches!(write, Write::PutNumbered(..) | Write::PutAtNumber(..)))
     }
 }

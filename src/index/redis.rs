@@ -349,6 +349,10 @@ impl Connection {
                 let [_, members] = self.redis.keys(shard, group);
                 Cmd::zrange(members, 0, 0)
             }
+            Ask::Count(group) => {
+                let [_, members] = self.redis.keys(shard, group);
+                Cmd::zcard(members)
+            }
         }
     }
 }
@@ -407,6 +411,7 @@ fn spell_out<'a>(redis: &'a Redis, shard: Shard, batch: &Batch) -> redis::Script
         let (kind, group, member) = match ask {
             Ask::Value(Fact { group, member }) => ("value", group, &**member),
             Ask::First(group) => ("first", group, ""),
+            Ask::Count(group) => ("count", group, ""),
         };
         call.arg(kind).arg(groups.place(group)).arg(member);
     }
@@ -414,6 +419,7 @@ fn spell_out<'a>(redis: &'a Redis, shard: Shard, batch: &Batch) -> redis::Script
         let (kind, fact, value) = match write {
             Write::Put(fact, value) => ("put", fact, value),
             Write::PutNumbered(fact, value) => ("number", fact, value),
+            Write::PutAtNumber(fact, value) => ("at number", fact, value),
             Write::Raise(fact, value) => ("raise", fact, value),
             Write::Delete(fact) => ("delete", fact, &nothing),
         };
@@ -430,6 +436,7 @@ fn answered(ask: &Ask, answer: Value) -> Result<Option<Bytes>, IndexError> {
     let read = match ask {
         Ask::Value(_) => Option::<Bytes>::from_redis_value(answer),
         Ask::First(_) => Vec::<Bytes>::from_redis_value(answer).map(|members| members.into_iter().next()),
+        Ask::Count(_) => u64::from_redis_value(answer).map(|count| Some(Bytes::from(count.to_string()))),
     };
     read.map_err(|error| IndexError::Broken(error.to_string()))
 }

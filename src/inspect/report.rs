@@ -8,6 +8,7 @@ use crate::{
     epoch::EpochRecord,
     index::facts::{DataFact, Hint, IntentFact, LinkFact, ManifestFact, TagState},
     oci::{Digest, RepositoryName, Tag},
+    outbox::Checkpoint,
     storage::{
         StoreTime,
         key::{EntryName, RosterList},
@@ -222,6 +223,8 @@ pub enum About {
     Entry(EntryReport),
     /// An index that was once believed; nothing where there is no such object.
     Epoch(Option<EpochRecord>),
+    /// How far an endpoint was told what happened; nothing where there is no such object.
+    Checkpoint(Option<Checkpoint>),
     /// What a start wrote to see whether it may.
     Probe,
 }

@@ -28,10 +28,15 @@ pub struct Push {
     pub manifest: Manifest,
     /// The tags that shall point at it: all or none of them are reserved.
     pub tags: Vec<Tag>,
-    /// Who pushes.
-    pub by: String,
     /// Whether this pusher may not move a tag that exists.
     pub create_only: bool,
+}
+
+impl Push {
+    fn target(&self) -> Target {
+        let media_type = self.manifest.media_type.clone();
+        Target { digest: self.digest.clone(), media_type, size: self.bytes.len() as u64 }
+    }
 }
 
 /// Which object will hold the manifest's bytes.
@@ -88,15 +93,14 @@ impl Repository {
             let wanted = Wanted {
                 tags: push.tags.clone(),
                 manifest: Some(IntendedManifest { digest: push.digest.clone(), object: ours }),
+                target: Some(push.target()),
                 needs: needed(manifest),
-                by: push.by.clone(),
             };
             match self.reserve(wanted, checks, reads).await? {
                 Ok((reserved, reads)) => {
                     let copy = if reads[0].is_some() { Copy::There } else { Copy::Ours(ours) };
                     if copy == Copy::There && is_so_already(push, &reads[1..])? {
-                        let dropped = async { self.drop_intent(&reserved, None).await.map(|()| true) };
-                        self.commit_or_leave(&reserved, dropped).await;
+                        self.end_idle_push(&reserved, push).await?;
                         return Ok(Reservation::NothingToDo);
                     }
                     return Ok(Reservation::Needed(Box::new(reserved), copy));
@@ -106,6 +110,20 @@ impl Repository {
                 Err(_) => {}
             }
         }
+    }
+
+    /// Ends a push that changes nothing. It is told all the same, by the batch that ends it: nothing in the bucket says
+    /// that it was, so a push whose batch failed isn't acknowledged. Where nobody is told, recovery can end it as
+    /// well.
+    async fn end_idle_push(&self, reserved: &Reserved, push: &Push) -> Result<()> {
+        let deliveries = self.deliveries(reserved, &push.tags, Some(&push.target()));
+        if deliveries.is_empty() {
+            self.commit_or_leave(reserved, self.drop_intent(reserved, None)).await;
+            return Ok(());
+        }
+        let is_ended = self.drop_intent(reserved, deliveries).await;
+        self.registry.work.notify_one();
+        if is_ended? { Ok(()) } else { Err(Error::unavailable("the push took longer than its deadline")) }
     }
 
     /// For tags that may be made but not moved: the checks that they still don't exist.
@@ -177,6 +195,7 @@ impl Repository {
             let mut checks = vec![Check::Present(names.intent(reserved.intent))];
             let mut writes = self.raise_tags(reserved, tags, state);
             writes.extend(self.close_intent(reserved));
+            writes.extend(self.deliveries(reserved, tags, Some(to)));
             match copy {
                 Copy::There => checks.push(Check::Present(fact.clone())),
                 Copy::Ours(object) => {
@@ -223,7 +242,7 @@ impl Repository {
                 None => {
                     let keys = vec![key.to_string()];
                     let trash = self.trash(&TrashFact { keys, ..TrashFact::default() });
-                    return self.drop_intent(reserved, Some(trash)).await;
+                    return self.drop_intent(reserved, Some(trash)).await.map(drop);
                 }
             },
         };
@@ -233,7 +252,7 @@ impl Repository {
                 Copy::Ours(object) => self.trash_unless_used(&intended.digest, object).await?,
                 Copy::There | Copy::Second(_) => None,
             };
-            return self.drop_intent(reserved, trash).await;
+            return self.drop_intent(reserved, trash).await.map(drop);
         }
         let to = Target { digest: intended.digest, media_type: manifest.media_type.clone(), size: bytes.len() as u64 };
         let state = TagState { to: Some(to), at: reserved.fact.at, by: reserved.fact.by.clone() };
@@ -282,10 +301,5 @@ fn is_so_already(push: &Push, reads: &[Option<Bytes>]) -> Result<bool> {
 }
 
 fn state_of(push: &Push, reserved: &Reserved) -> TagState {
-    let to = Target {
-        digest: push.digest.clone(),
-        media_type: push.manifest.media_type.clone(),
-        size: push.bytes.len() as u64,
-    };
-    TagState { to: Some(to), at: reserved.fact.at, by: push.by.clone() }
+    TagState { to: Some(push.target()), at: reserved.fact.at, by: reserved.fact.by.clone() }
 }

@@ -13,7 +13,7 @@ use crate::{
     error::{Error, Result},
     index::{
         Batch, Check, Outcome, Write,
-        facts::{self, EntryFact, PendingFact, TrashFact},
+        facts::{self, AdoptedRoster, EntryFact, PendingFact, TrashFact},
     },
     registry::{Registry, found},
     storage::{
@@ -238,15 +238,6 @@ pub(super) async fn read(registry: &Registry, entry: Existing) -> Result<Option<
 /// The one of an entry's revisions that says what it is.
 fn newest(history: &[Listed]) -> Option<&Listed> {
     history.iter().find(|listed| listed.counts)
-}
-
-/// How many accounts and rules were adopted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct AdoptedRoster {
-    /// Accounts.
-    pub accounts: usize,
-    /// Rules.
-    pub rules: usize,
 }
 
 /// Makes sure that the index has the bucket's accounts and rules, each by its newest revision that counts.

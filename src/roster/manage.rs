@@ -105,6 +105,14 @@ impl Manager {
         self.require(RepositoryPattern::read(repository.as_str()).map(Text).as_ref())
     }
 
+    /// Refuses whoever doesn't administer every repository.
+    ///
+    /// # Errors
+    /// 403
+    pub fn require_everything(&self) -> Result<()> {
+        self.require([])
+    }
+
     /// Whether they manage a rule.
     pub fn manages_rule(&self, rule: &RosterRule) -> bool {
         self.administers(rule.rule.repositories.iter().map(|pattern| &pattern.0))

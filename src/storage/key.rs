@@ -64,7 +64,7 @@ impl RosterList {
     }
 }
 
-/// The name of an account or a rule: a component of a repository's name, at most [`EntryName::MAX`] bytes.
+/// The name of an account, a rule or an endpoint of events: a component of a repository's name, at most [`EntryName::MAX`] bytes.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct EntryName(String);
@@ -176,6 +176,13 @@ pub enum Key {
     },
     /// `epochs/<n>`: an index that was once believed.
     Epoch(EpochNumber),
+    /// `checkpoints/<endpoint>/<ulid>`: how far an endpoint was told what happened. The greatest is the newest.
+    Checkpoint {
+        /// The endpoint.
+        endpoint: EntryName,
+        /// The object's own name.
+        checkpoint: Ulid,
+    },
     /// `probe/<ulid>`: written and removed at a start, to see whether the store lets us. Nothing reads it.
     Probe(Ulid),
 }
@@ -197,6 +204,8 @@ pub const EPOCHS: &str = "epochs/";
 pub const REPOSITORIES: &str = "repos/";
 /// Where all data objects are listed.
 pub const DATA: &str = "data/";
+/// Where all checkpoints are.
+const CHECKPOINTS: &str = "checkpoints/";
 /// Where probes are.
 const PROBES: &str = "probe/";
 
@@ -213,6 +222,11 @@ impl Folder {
 /// The prefix under which one repository keeps its links, manifests or tags.
 pub fn folder(repository: &RepositoryName, folder: Folder) -> String {
     format!("{REPOSITORIES}{repository}/{}/", folder.as_str())
+}
+
+/// Where the checkpoints of an endpoint are listed, oldest first.
+pub fn checkpoints(endpoint: &EntryName) -> String {
+    format!("{CHECKPOINTS}{endpoint}/")
 }
 
 /// The prefix of one tag's history, newest first.
@@ -311,6 +325,7 @@ impl fmt::Display for Key {
                 write!(f, "{}/{name}/{revision}-{:013}{ending}", roster.as_str(), deadline.0)
             }
             Self::Epoch(number) => write!(f, "{EPOCHS}{number}"),
+            Self::Checkpoint { endpoint, checkpoint } => write!(f, "{CHECKPOINTS}{endpoint}/{checkpoint}"),
             Self::Probe(probe) => write!(f, "{PROBES}{probe}"),
         }
     }
@@ -324,6 +339,10 @@ impl Key {
         }
         if let Some(number) = text.strip_prefix(EPOCHS) {
             return Some(Self::Epoch(number.parse().ok()?));
+        }
+        if let Some(rest) = text.strip_prefix(CHECKPOINTS) {
+            let (endpoint, checkpoint) = rest.split_once('/')?;
+            return Some(Self::Checkpoint { endpoint: endpoint.parse().ok()?, checkpoint: parse_ulid(checkpoint)? });
         }
         if let Some(probe) = text.strip_prefix(PROBES) {
             return Some(Self::Probe(parse_ulid(probe)?));
@@ -431,6 +450,7 @@ mod tests {
             Key::Entry { roster: RosterList::Accounts, name: name(), revision, deadline, deleted: false },
             Key::Entry { roster: RosterList::Rules, name: name(), revision, deadline, deleted: true },
             Key::Epoch(revision.epoch),
+            Key::Checkpoint { endpoint: name(), checkpoint: Ulid::r#gen() },
             Key::Probe(Ulid::r#gen()),
         ]
     }
@@ -458,6 +478,9 @@ mod tests {
             "repos/_tags/t/x",
             "repos/A/_blobs/x/y",
             "lost+found",
+            "checkpoints/ci",
+            "checkpoints/ci/1",
+            "checkpoints/a/b/01ARZ3NDEKTSV4RRFFQ69G5FAV",
             "accounts/ci",
             "accounts/ci/x",
             "accounts/a/b/ffffffffffffffffffffffffffffffff-1790000000123",

@@ -147,4 +147,8 @@ impl Store for MeteredStore {
         let started = Instant::now();
         note(&self.sign, started, self.inner.sign(key, life).await)
     }
+
+    async fn sign_delete(&self, key: &Key, deadline: StoreTime) -> Result<Option<String>, StorageError> {
+        self.inner.sign_delete(key, deadline).await
+    }
 }

@@ -4,6 +4,7 @@
 //! repositories' rules. A key is written at most once and never reused, so no store has to offer
 //! conditional writes; what comes too late is recognised by time instead (see [`Store::put`]).
 
+pub mod contract;
 pub mod key;
 pub mod local;
 pub mod metered;
@@ -20,7 +21,7 @@ pub use key::{DataKey, Key, Revision};
 
 /// A point in the store's own time, in milliseconds since the Unix epoch. No replica's wall clock is one,
 /// but for a local directory, whose clock is the machine's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct StoreTime(pub u64);
 
 impl StoreTime {
@@ -38,6 +39,17 @@ impl StoreTime {
     pub fn rfc3339(self) -> String {
         chrono::DateTime::from_timestamp_millis(self.0 as i64)
             .map_or_else(|| format!("{} ms", self.0), |at| at.to_rfc3339_opts(chrono::SecondsFormat::Secs, true))
+    }
+
+    /// The same to the millisecond, for what happens often.
+    pub fn rfc3339_millis(self) -> String {
+        chrono::DateTime::from_timestamp_millis(self.0 as i64)
+            .map_or_else(|| format!("{} ms", self.0), |at| at.to_rfc3339_opts(chrono::SecondsFormat::Millis, true))
+    }
+
+    /// Reads a time as HTTP has it in headers; `None` for anything else.
+    pub fn from_http(text: &str) -> Option<Self> {
+        chrono::DateTime::parse_from_rfc2822(text).ok()?.timestamp_millis().try_into().ok().map(Self)
     }
 
     /// Reads a time by RFC 3339; `None` for anything else, and for a time before 1970.
@@ -215,6 +227,13 @@ pub trait Store: fmt::Debug + Send + Sync {
     /// fixed, so that what was pushed never decides how a browser takes it. Nothing is looked up: a URL of
     /// an object that isn't there can be signed as well.
     async fn sign(&self, key: &Key, life: Duration) -> Result<Option<SignedUrl>, StorageError>;
+
+    /// The request of [`Store::delete`] as a URL, by which whoever has it may DELETE the object until `deadline`:
+    /// so the [`contract`] shows that it is the store which refuses it afterwards. `None` where nothing is sent
+    /// to remove an object, as in a directory, or where no URL can say it.
+    async fn sign_delete(&self, _key: &Key, _deadline: StoreTime) -> Result<Option<String>, StorageError> {
+        Ok(None)
+    }
 }
 
 /// Reads a small object whole, up to `limit` bytes; a larger one is [`StorageError::Unavailable`].

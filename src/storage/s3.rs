@@ -33,10 +33,13 @@ use super::{
     UnfinishedPage,
 };
 use credentials::Credentials;
-use fault::{explain, is_in_the_way, is_too_busy, pause_before, text_of};
-pub use options::{AccessKey, Checksum, Egress, Encryption, Patience, Proxy, S3Options};
+use fault::{explain, is_in_the_way, is_too_busy, pause_before};
+pub use options::{AccessKey, Checksum, Egress, Encryption, Patience, S3Options};
 use place::Place;
 use transport::Transport;
+pub use transport::signed_url_client;
+
+use crate::outbound::text_of;
 
 /// The size of a part, in bytes. S3 wants at least 5 MiB; with 10,000 parts, 16 MiB allow 156 GiB.
 const PART_SIZE: usize = 16 << 20;
@@ -337,5 +340,9 @@ impl Store for S3 {
         let signed = self.public.signed_url_opts(Method::GET, &self.path(key)?, life, &fixed).await;
         let url = signed.map_err(|error| explain(&key.to_string(), &error))?.into();
         Ok(Some(SignedUrl { url, life }))
+    }
+
+    async fn sign_delete(&self, key: &Key, deadline: StoreTime) -> Result<Option<String>, StorageError> {
+        self.removal_url(key, deadline).await.map(Some)
     }
 }

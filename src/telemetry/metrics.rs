@@ -16,7 +16,7 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use super::process::Process;
+use super::{events::EventMetrics, process::Process};
 
 /// The content type of [`Metrics::encode`]'s text.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -89,6 +89,8 @@ pub struct Metrics {
     pub requests_panicked: Counter,
     /// `berth_index_believed`: 1 while the index is believed, 0 while the bucket answers in its place.
     pub index_believed: Gauge,
+    /// `berth_index_settled`: 1 while the index knows the whole bucket, 0 while it is filled from it.
+    pub index_settled: Gauge,
     /// `berth_blob_bytes_total`: bytes of blobs that clients were given, by way.
     blob_bytes: Family<WayLabels, Counter>,
     /// Those that we sent.
@@ -107,6 +109,10 @@ pub struct Metrics {
     pub index: Calls,
     /// What is collected.
     pub collected: Collected,
+    /// What is told to endpoints.
+    pub events: EventMetrics,
+    /// What nobody is told of.
+    pub untold: Untold,
 }
 
 impl Metrics {
@@ -122,6 +128,7 @@ impl Metrics {
             requests_refused: Counter::default(),
             requests_panicked: Counter::default(),
             index_believed: Gauge::default(),
+            index_settled: Gauge::default(),
             blob_bytes_streamed: blob_bytes.get_or_create_owned(&WayLabels { way: "streamed" }),
             blob_bytes_redirected: blob_bytes.get_or_create_owned(&WayLabels { way: "redirected" }),
             blob_bytes,
@@ -131,9 +138,13 @@ impl Metrics {
             store: Calls::new(),
             index: Calls::new(),
             collected: Collected::default(),
+            events: EventMetrics::default(),
+            untold: Untold::default(),
         };
         metrics.register_http();
         metrics.collected.register(&mut metrics.registry);
+        metrics.events.register(&mut metrics.registry);
+        metrics.untold.register(&mut metrics.registry);
         metrics.store.register(&mut metrics.registry, "store");
         metrics.index.register(&mut metrics.registry, "index");
         metrics.register_process(version);
@@ -185,6 +196,11 @@ impl Metrics {
             "berth_index_believed",
             "Whether the index is believed; else pulls are read from the bucket, and nothing can be pushed",
             self.index_believed.clone(),
+        );
+        registry.register(
+            "berth_index_settled",
+            "Whether the index knows the whole bucket; else it is being filled, and the bucket answers for the rest",
+            self.index_settled.clone(),
         );
         registry.register("berth_connections", "Open connections", self.connections.clone());
         registry.register(
@@ -277,6 +293,23 @@ impl Collected {
     /// A round ended, so many milliseconds after the Unix epoch.
     pub fn completed(&self, milliseconds: u64) {
         self.completed.set(i64::try_from(milliseconds / 1000).unwrap_or(i64::MAX));
+    }
+}
+
+/// What happened, and was not told to those who want to know.
+#[derive(Clone, Debug, Default)]
+pub struct Untold {
+    /// `berth_pulls_untold_total`: the index was away.
+    pub pulls: Counter,
+}
+
+impl Untold {
+    fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "berth_pulls_untold",
+            "Pulls that no endpoint is told of, because the index was away",
+            self.pulls.clone(),
+        );
     }
 }
 

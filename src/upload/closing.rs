@@ -10,7 +10,7 @@ use crate::{
     error::{Code, Error, Result},
     index::{
         Ask, Batch, Check, Outcome, Write,
-        facts::{self, Aside, Hint, OpenUpload, PartsUpload, TrashFact, UploadFact, UploadState},
+        facts::{self, Action, Aside, EventTarget, Hint, OpenUpload, PartsUpload, TrashFact, UploadFact, UploadState},
     },
     oci::{Digest, Hasher},
     registry::Repository,
@@ -211,9 +211,12 @@ impl Closing<'_> {
         };
         let mut writes = self.closing(trash_of(&all.leftover()));
         writes.push(Write::Delete(self.repository.lease.names.attempt(self.attempt.link)));
+        let repository = self.repository;
+        let event = || repository.event(Action::Push, EventTarget::Blob(self.digest.clone(), all.taken.offset));
         let batch = Batch { checks: vec![self.unmoved(all)], writes, ..Batch::default() };
-        if let Outcome::Refused { .. } = self.repository.commit(batch).await? {
+        if let Outcome::Refused { .. } = repository.commit_telling(repository.telling(batch, event)).await? {
             self.forget().await;
+            repository.tell(event).await?;
         }
         Ok(Some(blob))
     }
@@ -225,7 +228,15 @@ impl Closing<'_> {
         self.put_link(bytes, size).await?;
         let (guard, closing) = (Some(self.unmoved(&all)), self.closing(trash_of(&all.leftover())));
         self.repository
-            .commit_link(LinkCommit { attempt: self.attempt, digest: self.digest, bytes, size, guard, closing })
+            .commit_link(LinkCommit {
+                attempt: self.attempt,
+                digest: self.digest,
+                bytes,
+                size,
+                from: None,
+                guard,
+                closing,
+            })
             .await
     }
 
@@ -255,7 +266,15 @@ impl Closing<'_> {
         }
         let (bytes, closing) = (Bytes::Own(data), self.closing(trash_of(&leftover)));
         self.repository
-            .commit_link(LinkCommit { attempt: self.attempt, digest: self.digest, bytes, size, guard, closing })
+            .commit_link(LinkCommit {
+                attempt: self.attempt,
+                digest: self.digest,
+                bytes,
+                size,
+                from: None,
+                guard,
+                closing,
+            })
             .await
     }
 

@@ -8,6 +8,8 @@
 mod clients;
 mod dice;
 mod faults;
+mod ledger;
+mod linear;
 mod links;
 mod replica;
 mod servers;
@@ -25,10 +27,6 @@ mod disk;
 mod e2e_client;
 #[path = "../it/history.rs"]
 mod history;
-#[path = "../it/ledger.rs"]
-mod ledger;
-#[path = "../it/linear.rs"]
-mod linear;
 #[expect(dead_code, reason = "the other tests use the rest of it")]
 #[path = "../it/redis_server.rs"]
 mod redis_server;

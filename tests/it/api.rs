@@ -39,7 +39,7 @@ impl Berth {
         let index: Arc<dyn Connect> = Arc::new(Embedded::open(&directory.path().join("index"), false).unwrap());
         let registry = Registry::open(store, index, Options::default(), OtherIndex::Refuse).await.unwrap();
         // Nothing is in it yet, and from now on the index knows that.
-        reconcile::walk(&registry, |_, _| {}).await.unwrap();
+        reconcile::walk(&registry, |_| {}).await.unwrap();
         Self { registry, _directory: directory }
     }
 

@@ -124,6 +124,11 @@ fn every_example_of_settings_is_accepted() {
             }
             // The files that secrets are read from are not on this machine.
             let block = block.replace("secret_access_key_file", "secret_access_key");
+            let secret = "secret = \"whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw\"";
+            let block = block
+                .replace("secret_file = \"/run/secrets/berth-webhook\"", secret)
+                .replace("service_account_file = \"/run/secrets/publisher.json\"", "")
+                .replace("headers_file = \"/run/secrets/github-headers\"", "");
             let key = "key = \"-----BEGIN PRIVATE KEY-----\"";
             let block = block
                 .replace("private_key_file = \"/etc/berth/cloudfront.pem\"", &format!("private_{key}"))
@@ -198,6 +203,8 @@ fn every_metric_is_explained() {
     metrics.request_ended("GET", "blob", 200, std::time::Duration::ZERO);
     metrics.connections("public").inc();
     metrics.collected.found("link");
+    metrics.events.counted("ci", 0, std::time::Duration::ZERO, 0);
+    metrics.events.became("ci", berth::telemetry::DeliveryOutcome::Delivered, 1);
     metrics.collected.removed("link");
     for calls in [&metrics.store, &metrics.index] {
         calls.operation("read").ended(std::time::Instant::now(), "ok");

@@ -225,7 +225,7 @@ async fn a_rebuild_brings_everything_back() {
     let rebuilt = run(&prepared.settings, &["index", "rebuild"]);
     assert!(rebuilt.status.success(), "{}", stderr(&rebuilt));
     assert_eq!(stdout(&rebuilt), "repositories 2\nlinks 3\nmanifests 3\ntags 3\ndangling 0\naccounts 0\nrules 0\n");
-    assert!(stderr(&rebuilt).contains("2 team/app"), "{}", stderr(&rebuilt));
+    assert!(stderr(&rebuilt).contains("2 repositories, up to team/app (3 links"), "{}", stderr(&rebuilt));
 
     let status = json_of(&prepared.settings, &["index", "status", "--json"]);
     assert_eq!(status["index"]["state"], "believed");
@@ -505,6 +505,72 @@ async fn on_a_remote_bucket_commands_work_beside_servers() {
         assert_eq!(server.get(&format!("/v2/team/app/blobs/{blob}")).await, (200, LAYER.to_vec()));
         server.stop();
     }
+}
+
+/// Another index takes the bucket over once that is asked for twice; servers with it fill it as they serve.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_bucket_is_taken_on_purpose() {
+    let (s3, first, second) = (s3_server::start().await, redis_server::start().await, redis_server::start().await);
+    let mut settings = bucket_settings(&s3, "registry");
+    let fresh = settings.clone().into_iter().chain([("BERTH_INDEX__URL", first.url())]).collect();
+    let refused = run(&fresh, &["index", "take", "--yes"]);
+    assert!(stderr(&refused).contains("`berth serve` begins with this one"), "{}", stderr(&refused));
+    settings.insert("BERTH_INDEX__URL", first.url());
+    let server = Server::start(&settings);
+    let (blob, manifest) = server.push("team/app", "v1", LAYER).await;
+    let own = run(&settings, &["index", "take", "--yes"]);
+    assert_eq!(own.status.code(), Some(1));
+    assert!(stderr(&own).contains("this index is the bucket's own already"), "{}", stderr(&own));
+
+    let mut others = settings.clone();
+    others.insert("BERTH_INDEX__URL", second.url());
+    let before = json_of(&settings, &["index", "status", "--json"])["index"]["epoch"].clone();
+    let asked = run(&others, &["index", "take"]);
+    assert_eq!(asked.status.code(), Some(2));
+    assert!(stdout(&asked).contains("another index owns this bucket"), "{}", stdout(&asked));
+    assert!(stdout(&asked).contains("answer pushes with 503"), "{}", stdout(&asked));
+    assert_eq!(json_of(&settings, &["index", "status", "--json"])["index"]["epoch"], before, "nothing was done");
+
+    let taken = run(&others, &["index", "take", "--yes"]);
+    assert!(taken.status.success(), "{}", stderr(&taken));
+    assert!(stdout(&taken).contains("this index owns the bucket now"), "{}", stdout(&taken));
+    // The other index's replica goes on with pulls.
+    let by_tag = "/v2/team/app/manifests/v1";
+    assert_eq!(digest(&server.get(by_tag).await.1), manifest);
+    let upload = server.http.post(format!("{}/v2/team/app/blobs/uploads/?mount={blob}&from=other", server.url));
+    assert_eq!(upload.send().await.unwrap().status(), 503);
+    assert_eq!(json_of(&settings, &["index", "status", "--json"])["index"]["state"], "other");
+    let mended = Server::start(&others);
+    assert_eq!(digest(&mended.get(by_tag).await.1), manifest);
+    let (_, newer) = mended.push("team/app", "v2", b"another layer").await;
+    assert_eq!(digest(&server.get("/v2/team/app/manifests/v2").await.1), newer);
+    let verified = run(&others, &["index", "verify"]);
+    assert!(verified.status.success(), "{}{}", stdout(&verified), stderr(&verified));
+}
+
+/// One line each, a sum, and the exit status.
+#[tokio::test]
+async fn verifying_tells_and_mends() {
+    let prepared = prepared().await;
+    let whole = run(&prepared.settings, &["index", "verify"]);
+    assert_eq!((whole.status.code(), stdout(&whole).as_str()), (Some(0), "repositories 2\ndisagreements 0\nleft 0\n"));
+    // The link's object is gone, and one manifest's bytes.
+    std::fs::remove_file(prepared.file("repos/team/app/_blobs", &prepared.blob)).unwrap();
+    std::fs::remove_file(prepared.file("repos/other/_manifests", &prepared.manifest)).unwrap();
+    let link = "team/app: the bucket has no object of link";
+    let manifest = format!("other: the bucket doesn't have the bytes of manifest {}\n", prepared.manifest);
+    let told = run(&prepared.settings, &["index", "verify"]);
+    assert_eq!(told.status.code(), Some(1));
+    assert!(stdout(&told).contains(&manifest) && stdout(&told).contains(link), "{}", stdout(&told));
+    assert!(stdout(&told).ends_with("repositories 2\ndisagreements 2\nleft 2\n"), "{}", stdout(&told));
+    let one = run(&prepared.settings, &["index", "verify", "other"]);
+    assert!(stdout(&one).ends_with("repositories 1\ndisagreements 1\nleft 1\n"), "{}", stdout(&one));
+    let mended = run(&prepared.settings, &["index", "verify", "--repair"]);
+    assert_eq!(mended.status.code(), Some(1), "{}", stdout(&mended));
+    assert!(stdout(&mended).contains(&format!("not mended: {manifest}")), "{}", stdout(&mended));
+    assert!(stdout(&mended).contains(&format!("\nmended: {link}")), "{}", stdout(&mended));
+    assert!(stdout(&mended).ends_with("repositories 2\ndisagreements 2\nleft 1\n"), "{}", stdout(&mended));
+    assert!(run(&prepared.settings, &["index", "verify", "team/app"]).status.success());
 }
 
 /// What a dry run prints is what a run removes, and nothing else.

@@ -27,7 +27,7 @@ pub(crate) async fn open(settings: &[(&str, impl AsRef<str>)]) -> (App, Client) 
     let loaded = Config::load(LoadArgs::default(), settings).unwrap();
     let app = App::open(loaded.config, OtherIndex::Refuse).await.unwrap();
     // What the background does at a start: the catalog waits for it.
-    reconcile::walk(&app.registry, |_, _| {}).await.unwrap();
+    reconcile::walk(&app.registry, |_| {}).await.unwrap();
     let client = Client::router(app.router().unwrap());
     (app, client)
 }

@@ -3,6 +3,7 @@
 //!
 //! [`crate::rules_cost`] counts calls within Berth; what a library adds to them is only seen here.
 
+mod cost;
 mod redis;
 mod store;
 

@@ -84,6 +84,7 @@ fn key() -> impl Strategy<Value = Key> {
             4 => Key::Tag { repository, tag, revision, deadline, to: None },
             5 => Key::Entry { roster: RosterList::Accounts, name: entry, revision, deadline, deleted: false },
             6 => Key::Entry { roster: RosterList::Rules, name: entry, revision, deadline, deleted: true },
+            7 => Key::Checkpoint { endpoint: entry, checkpoint: one },
             _ => Key::Epoch(revision.epoch),
         }
     })
@@ -107,7 +108,8 @@ fn fact() -> impl Strategy<Value = Vec<u8>> {
             3 => TagFact { revision, state }.encode(),
             4 | 5 => {
                 let (tags, needs) = (vec![tag.parse().unwrap()], vec![digest]);
-                let intent = IntentFact { repository, tags, deadline: at, manifest: intended, needs, at, by };
+                let intent =
+                    IntentFact { repository, tags, deadline: at, manifest: intended, needs, at, by, request: None };
                 let counter = if kind == 4 { String::new() } else { format!("{number:016x}") };
                 [counter.as_bytes(), &facts::encode(&intent)].concat().into()
             }

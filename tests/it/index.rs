@@ -59,11 +59,13 @@ async fn every_promise(connect: Arc<dyn Connect>) {
     let index = connect.connect().await.unwrap();
     answers_come_in_order(&index).await;
     first_is_the_least_member(&index).await;
+    a_count_is_of_one_group(&index).await;
     each_check_is_judged(&index).await;
     the_first_failing_check_is_named_and_nothing_written(&index).await;
     writes_are_made_in_order(&index).await;
     raise_compares_bytes(&index).await;
     a_number_goes_before_the_value(&index).await;
+    a_number_goes_before_the_member(&index).await;
     reads_are_from_before_the_writes(&index).await;
     a_counter_that_is_no_number_is_an_error(&index).await;
     a_group_is_scanned_in_byte_order(&index).await;
@@ -95,6 +97,17 @@ async fn first_is_the_least_member(index: &Connection) {
     assert_eq!(index.get(SHARD, &both).await.unwrap(), [Some("a".into()), None, Some("".into())]);
     commit(index, writes(vec![Write::Delete(fact("first", "a"))])).await;
     assert_eq!(index.get(SHARD, &first).await.unwrap(), [Some("a/x".into())]);
+}
+
+async fn a_count_is_of_one_group(index: &Connection) {
+    let count = |group: &str| Ask::Count(group.to_owned());
+    commit(index, writes(vec![put("count", "a", "1"), put("count", "b", ""), put("counts", "c", "")])).await;
+    commit(index, writes(vec![put("count", "a", "2")])).await;
+    let both = index.get(SHARD, &[count("count"), count("coun")]).await.unwrap();
+    assert_eq!(both, [Some("2".into()), Some("0".into())]);
+    let batch = Batch { reads: vec![count("count")], ..writes(vec![Write::Delete(fact("count", "a"))]) };
+    assert_eq!(commit(index, batch).await.1, [Some("2".into())]);
+    assert_eq!(index.get(SHARD, &[count("count")]).await.unwrap(), [Some("1".into())]);
 }
 
 async fn each_check_is_judged(index: &Connection) {
@@ -170,6 +183,22 @@ async fn a_number_goes_before_the_value(index: &Connection) {
     assert_eq!(commit(index, batch).await.0, 41006);
     assert_eq!(value(index, "number", "m").await.as_deref(), Some(&b"000000000000a02e\0\xff rest"[..]));
     assert_eq!(value(index, "number", "counter").await, Some("41006".into()));
+}
+
+async fn a_number_goes_before_the_member(index: &Connection) {
+    let mut batch = writes(vec![
+        Write::PutAtNumber(fact("at number", "-1"), "one".into()),
+        Write::PutAtNumber(fact("at number", "-2"), "two".into()),
+    ]);
+    let without = index.commit(SHARD, batch.clone()).await;
+    assert!(matches!(without, Err(IndexError::Broken(_))), "{without:?}");
+    batch.sequence = Some(fact("counter", "at number"));
+    commit(index, batch.clone()).await;
+    commit(index, batch).await;
+    let members = members(index, "at number", None, 9).await;
+    let numbered = ["0000000000000001-1", "0000000000000001-2", "0000000000000002-1", "0000000000000002-2"];
+    assert_eq!(members, numbered);
+    assert_eq!(value(index, "at number", numbered[3]).await, Some("two".into()));
 }
 
 async fn reads_are_from_before_the_writes(index: &Connection) {

@@ -54,7 +54,7 @@ impl Run {
     async fn lose_index(self) -> Self {
         self.bench.work().await;
         let bench = self.bench.with_new_index().await;
-        reconcile::walk(&bench.a, |_, _| {}).await.unwrap();
+        reconcile::walk(&bench.a, |_| {}).await.unwrap();
         let mut said = self.said;
         said.push("the index is lost, and filled from the bucket".to_owned());
         Self { servers: servers(&bench), bench, model: self.model, said }

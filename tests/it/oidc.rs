@@ -10,9 +10,14 @@ use berth::{
     },
     config::Config,
     error::Code,
+    outbound::Proxy,
 };
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode, jwk::Jwk};
 use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    net::TcpListener,
+};
 
 use crate::{
     accounts::Clients,
@@ -29,7 +34,34 @@ impl Issuer {
 
 fn trusted(settings: &str, pace: Pace) -> Issuers {
     let auth = Config::parse(Path::new("berth.toml"), settings).unwrap().config.auth;
-    Issuers::open(&auth.oidc, pace).unwrap()
+    Issuers::open(&auth.oidc, None, pace).unwrap()
+}
+
+/// The name of the issuer means nothing to this machine: it is the proxy that is asked for it.
+#[tokio::test]
+async fn an_issuer_outside_is_reached_through_the_proxy() {
+    let proxy = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", proxy.local_addr().unwrap());
+    let asked = tokio::spawn(async move {
+        let (connection, _) = proxy.accept().await.unwrap();
+        let mut lines = BufReader::new(connection).lines();
+        lines.next_line().await.unwrap().unwrap()
+    });
+    let key = Key::new(Algorithm::ES256, "key");
+    let near = Issuer::start(&[&key]).await;
+    let settings = near.settings().replace(&near.url, "https://issuer.example");
+    let auth = Config::parse(Path::new("berth.toml"), &settings).unwrap().config.auth;
+    let through = Proxy { url, except: Vec::new() };
+    let issuers = Issuers::open(&auth.oidc, Some(&through), EAGER).unwrap();
+    let mut claims = near.claims();
+    claims["iss"] = json!("https://issuer.example");
+    assert!(issuers.check("anybody", &key.sign(&claims)).await.is_err());
+    assert_eq!(asked.await.unwrap(), "CONNECT issuer.example:443 HTTP/1.1");
+
+    // One on this machine is not.
+    let auth = Config::parse(Path::new("berth.toml"), &near.settings()).unwrap().config.auth;
+    let issuers = Issuers::open(&auth.oidc, Some(&through), EAGER).unwrap();
+    assert!(check(&issuers, &key.sign(&near.claims())).await.is_some());
 }
 
 /// Keys are fetched whenever there is a reason to.

@@ -142,7 +142,7 @@ impl Bench {
         let make = Engine { store: &store, connect: &connect, clock: &clock, part, options: &options };
         let a = make.open(&probe, OtherIndex::Refuse).await.unwrap();
         let b = make.open(&probe_b, OtherIndex::Refuse).await.unwrap();
-        reconcile::walk(&a, |_, _| {}).await.unwrap();
+        reconcile::walk(&a, |_| {}).await.unwrap();
         assert!(b.is_settled().await.unwrap());
         let turn = AtomicUsize::new(0);
         Self { a, b, probe, probe_b, clock, store, connect, part, options, turn, _held: held }
@@ -290,7 +290,7 @@ impl Engine<'_> {
 }
 
 pub(crate) async fn on(engine: &Arc<Registry>, name: &str) -> Repository {
-    engine.repository(&name.parse::<RepositoryName>().unwrap()).await.unwrap()
+    engine.repository(&name.parse::<RepositoryName>().unwrap()).await.unwrap().caused_by("me")
 }
 
 pub(crate) fn sha256(bytes: &[u8]) -> Digest {
@@ -348,7 +348,6 @@ pub(crate) fn pushed(bytes: &Bytes, tags: &[&str]) -> Push {
         bytes: bytes.clone(),
         manifest: Manifest::parse(bytes, None).unwrap(),
         tags: tags.iter().map(|tag| tag.parse().unwrap()).collect(),
-        by: "me".to_owned(),
         create_only: false,
     }
 }
@@ -416,7 +415,7 @@ pub(crate) fn kinds(keys: &BTreeSet<String>) -> BTreeMap<&'static str, usize> {
             Key::Manifest { .. } => "manifest",
             Key::Tag { .. } => "tag",
             Key::Entry { .. } => "entry",
-            Key::Format | Key::Epoch(_) | Key::Probe(_) => "own",
+            Key::Format | Key::Epoch(_) | Key::Checkpoint { .. } | Key::Probe(_) => "own",
         };
         *kinds.entry(kind).or_default() += 1;
     }

@@ -42,7 +42,7 @@ async fn prepare(bench: &Bench) -> Digest {
     let deleted = bench.image("app", "deleted").await;
     let digest = bench.push("app", &deleted, &["old"]).await.unwrap();
     bench.blob("app", b"never needed").await;
-    bench.repo("app").await.delete_manifest(&digest, "me").await.unwrap();
+    bench.repo("app").await.delete_manifest(&digest).await.unwrap();
     bench.work().await;
     sha256(&kept)
 }
@@ -176,7 +176,7 @@ async fn nothing_is_removed_before_the_index_is_filled() {
     bench.work().await;
     assert!(matches!(round::step(&bench.a, Ulid::r#gen(), Begin::Now).await.unwrap(), Step::NotYet));
     bench.read("other", &digest).await.unwrap();
-    berth::reconcile::walk(&bench.a, |_, _| {}).await.unwrap();
+    berth::reconcile::walk(&bench.a, |_| {}).await.unwrap();
     bench.work().await;
     bench.read("other", &digest).await.unwrap();
     bench.collect().await;

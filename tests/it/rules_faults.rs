@@ -6,8 +6,11 @@ use std::{collections::BTreeSet, time::Duration};
 
 use berth::{
     error::{Code, Error},
-    index::Ask,
-    oci::{Algorithm, Digest, Manifest},
+    index::{
+        Ask,
+        facts::{Action, EventFact, EventTarget},
+    },
+    oci::{Algorithm, Digest, Manifest, Tag},
     reconcile,
     registry::Options,
     storage::Key,
@@ -18,6 +21,7 @@ use futures_util::{StreamExt, future::BoxFuture, stream};
 
 use crate::{
     rules_bench::{self as bench, Bench, PART, bytes_of, on, push, pushed, sha256, tag_of, whole_manifest},
+    rules_events,
     storage::pattern,
     wrappers::How,
 };
@@ -226,7 +230,7 @@ const OPERATIONS: &[Operation] = &[
         name: "delete of a tag",
         run: |bench| {
             Box::pin(async move {
-                bench.a.repository(&"app".parse().unwrap()).await?.delete_tag(&"v1".parse().unwrap(), "me").await
+                bench.a.repository(&"app".parse().unwrap()).await?.delete_tag(&"v1".parse().unwrap()).await
             })
         },
         claims: || vec![Claim::Tag("v1", None), Claim::Tag("both", Some(sha256(&one())))],
@@ -235,7 +239,7 @@ const OPERATIONS: &[Operation] = &[
         name: "delete of a manifest with two tags",
         run: |bench| {
             Box::pin(async move {
-                bench.a.repository(&"app".parse().unwrap()).await?.delete_manifest(&sha256(&one()), "me").await
+                bench.a.repository(&"app".parse().unwrap()).await?.delete_manifest(&sha256(&one())).await
             })
         },
         claims: || vec![Claim::NoManifest(sha256(&one())), Claim::Tag("v1", None), Claim::Tag("both", None)],
@@ -346,6 +350,7 @@ async fn case(operation: &Operation, k: usize, how: How, lost: bool) -> Option<u
     options.timing.deadline = Duration::from_secs(2);
     let bench = bench::in_directory(options).await;
     prepare(&bench).await;
+    rules_events::listen(&bench).await;
     bench.probe.strike_at(k, how);
     let done = tokio::select! {
         done = (operation.run)(&bench) => done,
@@ -383,6 +388,7 @@ async fn case(operation: &Operation, k: usize, how: How, lost: bool) -> Option<u
         assert_eq!(holds(&bench.b, claim).await, *before, "{what}: {claim:?} flips");
     }
     let garbage = assert_at_rest(&bench, NAMES, &what).await;
+    assert_told(&bench, operation, acknowledged, &what).await;
     // What was left half done is collected under the index that knows of it, or after its loss.
     let is_collected = how == How::HangBefore;
     if is_collected {
@@ -395,16 +401,79 @@ async fn case(operation: &Operation, k: usize, how: How, lost: bool) -> Option<u
             Claim::NoBlob(_) | Claim::NoManifest(_) => false,
         };
         let bench = bench.with_new_index().await;
+        for engine in [&bench.a, &bench.b] {
+            engine.set_interests(rules_events::interests(false));
+        }
         for (claim, before) in claims.iter().zip(&first).filter(|(claim, before)| tags(claim) && **before) {
             assert_eq!(holds(&bench.b, claim).await, *before, "{what}: {claim:?} after the loss of the index");
         }
         if acknowledged && !is_collected {
             assert_claims(&bench, operation, &what).await;
         }
-        reconcile::walk(&bench.a, |_, _| {}).await.unwrap();
+        reconcile::walk(&bench.a, |_| {}).await.unwrap();
+        assert_told_again(&bench, operation, &what).await;
         assert_collected(&bench, operation, acknowledged, &what).await;
     }
     struck.map(|_| garbage)
+}
+
+/// The event that an operation tells because of a claim, if it is the operation that makes it true.
+fn tells(operation: &Operation, claim: &Claim, event: &EventFact) -> bool {
+    let is_delete = operation.name.starts_with("delete");
+    let target = match &event.target {
+        Some(EventTarget::Manifest(target)) => Some(&target.digest),
+        Some(EventTarget::Blob(digest, _)) => Some(digest),
+        None => None,
+    };
+    let tag = event.tag.as_ref().map(Tag::as_str);
+    match claim {
+        Claim::Blob(digest) => matches!(event.action, Action::Push | Action::Mount) && target == Some(digest),
+        Claim::Manifest(digest) => event.action == Action::Push && target == Some(digest),
+        Claim::Tag(name, None) => event.action == Action::Delete && tag == Some(name),
+        Claim::Tag(name, to) => event.action == Action::Push && tag == Some(name) && target == to.as_ref(),
+        Claim::NoBlob(digest) | Claim::NoManifest(digest) => {
+            is_delete && event.action == Action::Delete && tag.is_none() && target == Some(digest)
+        }
+    }
+}
+
+/// Whether an operation is what makes a claim true, so that it tells of it.
+fn is_news(operation: &Operation, claim: &Claim) -> bool {
+    let is_delete = operation.name.starts_with("delete");
+    match claim {
+        Claim::Tag(_, Some(_)) => !is_delete,
+        Claim::NoBlob(_) => is_delete,
+        _ => true,
+    }
+}
+
+/// What was acknowledged has its event, and no event is there without its change (I6).
+async fn assert_told(bench: &Bench, operation: &Operation, acknowledged: bool, what: &str) {
+    let events = rules_events::pending(bench).await;
+    let claims = (operation.claims)();
+    for claim in claims.iter().filter(|claim| acknowledged && is_news(operation, claim)) {
+        assert!(
+            events.iter().any(|event| tells(operation, claim, event)),
+            "{what}: {claim:?} has no event: {events:?}"
+        );
+    }
+    for event in &events {
+        let claim = claims.iter().find(|claim| tells(operation, claim, event));
+        let claim = claim.unwrap_or_else(|| panic!("{what}: told of nothing that was done: {event:?}"));
+        assert!(holds(&bench.b, claim).await, "{what}: {claim:?} is told, and not so");
+    }
+}
+
+/// After the loss of the index every change of a tag that the bucket shows is told.
+async fn assert_told_again(bench: &Bench, operation: &Operation, what: &str) {
+    let events = rules_events::pending(bench).await;
+    for claim in (operation.claims)() {
+        let is_proven = matches!(claim, Claim::Tag(..)) && operation.name != "push of a tag that is so";
+        if is_proven && is_news(operation, &claim) && holds(&bench.b, &claim).await {
+            let is_told = events.iter().any(|event| tells(operation, &claim, event));
+            assert!(is_told, "{what}: {claim:?} is not told again: {events:?}");
+        }
+    }
 }
 
 /// Two grace periods later nothing is left that nothing needs (I7), and what was acknowledged is still there.

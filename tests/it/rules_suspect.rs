@@ -41,8 +41,8 @@ async fn fill(bench: &Bench) {
     let (one, two) = (bench.image("app", "one").await, bench.image("app", "two").await);
     bench.push("app", &one, &["v1", "gone", "a-b", "a"]).await.unwrap();
     let gone = bench.push("app", &two, &["two"]).await.unwrap();
-    bench.repo("app").await.delete_manifest(&gone, "me").await.unwrap();
-    bench.repo("app").await.delete_tag(&"gone".parse().unwrap(), "me").await.unwrap();
+    bench.repo("app").await.delete_manifest(&gone).await.unwrap();
+    bench.repo("app").await.delete_tag(&"gone".parse().unwrap()).await.unwrap();
     bench.repo("app").await.delete_blob(&sha256(b"layer of two")).await.unwrap();
 }
 
@@ -86,7 +86,7 @@ async fn assert_healed(bench: &Bench) {
         let repository = on(engine, "app").await;
         push(&repository, &one, &[&tag]).await.unwrap();
         assert_eq!(tag_of(&repository, &tag).await.unwrap(), Some(sha256(&one)));
-        repository.delete_tag(&tag.parse().unwrap(), "me").await.unwrap();
+        repository.delete_tag(&tag.parse().unwrap()).await.unwrap();
     }
     assert_read(&bench.a).await;
     assert_read(&bench.b).await;
@@ -223,7 +223,7 @@ async fn a_reader_of_the_bucket_sees_what_was_acknowledged() {
         let digest = bench.push("app", image, &["v1"]).await.unwrap();
         assert_eq!(tag_read(&reader(&without, "app").await, "v1").await.unwrap(), Some(digest), "{round}");
         if round % 5 == 4 {
-            bench.repo("app").await.delete_tag(&"v1".parse().unwrap(), "me").await.unwrap();
+            bench.repo("app").await.delete_tag(&"v1".parse().unwrap()).await.unwrap();
             assert_eq!(tag_read(&reader(&without, "app").await, "v1").await.unwrap(), None, "{round}");
         }
     }

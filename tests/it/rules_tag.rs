@@ -15,7 +15,7 @@ use crate::{
 };
 
 async fn untag(bench: &Bench, name: &str, tag: &str) -> Result<(), berth::error::Error> {
-    bench.repo(name).await.delete_tag(&tag.parse().unwrap(), "me").await
+    bench.repo(name).await.delete_tag(&tag.parse().unwrap()).await
 }
 
 async fn tags(bench: &Bench, name: &str) -> Vec<String> {
@@ -48,13 +48,13 @@ async fn life_of_a_tag(bench: &Bench) {
     assert_eq!(tags(bench, "app").await.len(), 20);
     bench.push("app", &two, &["t3"]).await.unwrap();
     assert_eq!(bench.tag("app", "t3").await, Some(second.clone()));
-    bench.repo("app").await.delete_manifest(&first, "me").await.unwrap();
+    bench.repo("app").await.delete_manifest(&first).await.unwrap();
     assert_eq!(tags(bench, "app").await, ["t3"]);
     assert_eq!(
         code(bench.repo("app").await.find_manifest(&Reference::Digest(first.clone())).await),
         Code::ManifestUnknown
     );
-    assert_eq!(code(bench.repo("app").await.delete_manifest(&first, "me").await), Code::ManifestUnknown);
+    assert_eq!(code(bench.repo("app").await.delete_manifest(&first).await), Code::ManifestUnknown);
     let layer = sha256(b"layer of two");
     assert_eq!(code(bench.repo("app").await.delete_blob(&layer).await), Code::Denied);
     bench.repo("app").await.delete_blob(&sha256(b"layer of one")).await.unwrap();
@@ -62,7 +62,7 @@ async fn life_of_a_tag(bench: &Bench) {
     assert_eq!(missing.code, Code::ManifestBlobUnknown);
     assert!(missing.detail.unwrap().to_string().contains(sha256(b"layer of one").as_str()));
     assert_eq!(bench.tag("app", "v1").await, None);
-    bench.repo("app").await.delete_manifest(&second, "me").await.unwrap();
+    bench.repo("app").await.delete_manifest(&second).await.unwrap();
     bench.repo("app").await.delete_blob(&layer).await.unwrap();
     assert!(!bench.repo("app").await.exists().await.unwrap());
     bench.work().await;
@@ -175,9 +175,9 @@ async fn referrers_are_listed_by_type_and_page() {
             assert!(found.iter().all(|raw| raw.contains("artifactType")));
         }
     }
-    bench.repo("app").await.delete_manifest(&all[0], "me").await.unwrap();
+    bench.repo("app").await.delete_manifest(&all[0]).await.unwrap();
     assert_eq!(bench.repo("app").await.referrers(&subject, None, None, 100).await.unwrap().0.len(), 8);
-    bench.repo("app").await.delete_manifest(&subject, "me").await.unwrap();
+    bench.repo("app").await.delete_manifest(&subject).await.unwrap();
     assert_eq!(bench.repo("app").await.referrers(&subject, None, None, 100).await.unwrap().0.len(), 8);
 }
 
@@ -194,7 +194,7 @@ async fn the_children_of_an_image_index_may_be_missing_or_blobs() {
     let digest = bench.push("app", &index, &["multi"]).await.unwrap();
     assert_eq!(bench.tag("app", "multi").await, Some(digest.clone()));
     assert_eq!(code(bench.repo("app").await.delete_blob(&cache).await), Code::Denied);
-    bench.repo("app").await.delete_manifest(&digest, "me").await.unwrap();
+    bench.repo("app").await.delete_manifest(&digest).await.unwrap();
     bench.repo("app").await.delete_blob(&cache).await.unwrap();
 }
 
@@ -209,7 +209,7 @@ async fn tags_that_may_not_be_moved_are_not() {
     assert_eq!(code(bench.push("app", &two, &["latest", "v1"]).await), Code::Denied);
     assert_eq!(bench.tag("app", "latest").await, Some(first.clone()), "all or nothing");
     assert_eq!(code(untag(&bench, "app", "v1").await), Code::Denied);
-    assert_eq!(code(bench.repo("app").await.delete_manifest(&first, "me").await), Code::Denied);
+    assert_eq!(code(bench.repo("app").await.delete_manifest(&first).await), Code::Denied);
     assert_eq!(bench.tag("app", "v1").await, Some(first));
     let mut create = pushed(&two, &["latest"]);
     create.create_only = true;
@@ -399,7 +399,7 @@ async fn nothing_that_a_push_needs_is_deleted_under_it() {
         assert_eq!(code(other.delete_blob(&sha256(b"layer of one")).await), Code::Denied);
         assert_eq!(bench.tag("app", "v1").await, None);
         let (digest, deleting) = (sha256(&image), on(&bench.b, "app").await);
-        let deleting = tokio::spawn(async move { deleting.delete_manifest(&digest, "me").await });
+        let deleting = tokio::spawn(async move { deleting.delete_manifest(&digest).await });
         tokio::time::sleep(Duration::from_millis(50)).await;
         bench.probe.release();
         pushing.await.unwrap().unwrap();
@@ -426,7 +426,7 @@ async fn what_the_index_does_not_have_yet_is_deleted_all_the_same() {
     assert!(bench.probe.has_struck());
     let deleting = tokio::spawn({
         let (repository, digest) = (on(&bench.b, "app").await, sha256(&image));
-        async move { repository.delete_manifest(&digest, "me").await }
+        async move { repository.delete_manifest(&digest).await }
     });
     tokio::time::sleep(Duration::from_millis(50)).await;
     // The push may be recovered now, and the deletion still waits for that.

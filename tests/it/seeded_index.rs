@@ -157,7 +157,7 @@ async fn delete_blob(replica: &Replica, repository: &str) {
 
 /// Background work, until nothing more is done.
 async fn work(replica: &Replica) {
-    reconcile::walk(&replica.registry, |_, _| {}).await.unwrap();
+    reconcile::walk(&replica.registry, |_| {}).await.unwrap();
     for _ in 0..3 {
         worker::work_once(&replica.registry, Ulid::from(7_u128)).await.unwrap();
     }

@@ -1,4 +1,4 @@
-//! The storage contract: one test for each promise of [`Store`], kept to by a local directory (synced and
+//! What [`Store`] promises beside its contract (`storage_contract.rs`), kept to by a local directory (synced and
 //! not), by S3 in this process and by a real S3 server. What only a directory promises is in `storage_local.rs`.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
@@ -111,19 +111,6 @@ async fn names(store: &Arc<dyn Store>, prefix: &str) -> Vec<String> {
     page.objects.into_iter().map(|(key, _)| key).collect()
 }
 
-/// All keys under a prefix, by pages of `limit`.
-async fn paged(store: &Arc<dyn Store>, prefix: &str, limit: usize) -> Vec<String> {
-    let mut keys: Vec<String> = Vec::new();
-    loop {
-        let page = store.list(prefix, keys.last().map(String::as_str), limit).await.expect("list");
-        assert!(page.objects.len() <= limit);
-        keys.extend(page.objects.into_iter().map(|(key, _)| key));
-        if !page.more {
-            return keys;
-        }
-    }
-}
-
 #[tokio::test]
 async fn what_was_put_is_read_listed_and_known() {
     for (_place, store) in stores().await {
@@ -150,50 +137,6 @@ async fn an_empty_object_is_an_object() {
             assert_eq!(whole(&store, &key).await.expect("read"), "");
         }
         assert_eq!(names(&store, "data/").await.len(), 2);
-    }
-}
-
-#[tokio::test]
-async fn a_listing_is_in_byte_order_of_the_whole_key() {
-    for (_place, store) in stores().await {
-        let mut expected = BTreeSet::new();
-        for repository in ["a", "a/b", "a-b", "a.b", "a/b/c", "a0", "b"] {
-            for object in 0..3 {
-                let key = manifest(repository, object);
-                store.put(&key, vec![Bytes::from_static(b"x")], None).await.expect("put");
-                expected.insert(key.to_string());
-            }
-        }
-        let expected: Vec<String> = expected.into_iter().collect();
-        for limit in [1, 2, 5, 20, 21, 1000] {
-            assert_eq!(paged(&store, "repos/", limit).await, expected, "by {limit}");
-        }
-        assert_eq!(paged(&store, "", 4).await, expected);
-        let under_a: Vec<&String> = expected.iter().filter(|key| key.starts_with("repos/a/")).collect();
-        assert_eq!(names(&store, "repos/a/").await.iter().collect::<Vec<_>>(), under_a);
-        assert_eq!(names(&store, "repos/a/_manifests/").await.len(), 3);
-        assert!(names(&store, "repos/none/").await.is_empty());
-    }
-}
-
-#[tokio::test]
-async fn a_listing_goes_on_after_any_text() {
-    for (_place, store) in stores().await {
-        let keys = [manifest("a", 1), manifest("a/b", 1), manifest("c", 1)];
-        for key in &keys {
-            store.put(key, vec![], None).await.expect("put");
-        }
-        let after = async |after: &str| {
-            let page = store.list("repos/", Some(after), 1000).await.expect("list");
-            page.objects.len()
-        };
-        assert_eq!(after("repos/").await, 3);
-        assert_eq!(after("repos/a/").await, 3);
-        assert_eq!(after("repos/a/a").await, 2);
-        assert_eq!(after(&keys[0].to_string()).await, 2);
-        assert_eq!(after("repos/b").await, 1);
-        assert_eq!(after("repos/c/_manifests0").await, 0);
-        assert_eq!(after("z").await, 0);
     }
 }
 
@@ -300,21 +243,6 @@ async fn an_upload_begun_by_one_process_is_completed_by_another() {
 }
 
 #[tokio::test]
-async fn a_part_that_was_replaced_cannot_be_completed_with() {
-    for (_place, store) in stores().await {
-        let (key, size) = (data(), 5 << 20);
-        let upload = store.begin(&key).await.expect("begin");
-        let old = store.put_part(&key, &upload, 0, size, vec![pattern(1000)]).await.expect("part");
-        let new = store.put_part(&key, &upload, 0, size, vec![pattern(900)]).await.expect("part");
-        let refused = store.complete(&key, &upload, std::slice::from_ref(&old)).await;
-        assert!(matches!(refused, Err(StorageError::PartChanged(_))), "{refused:?}");
-        assert_eq!(store.stat(&key).await.expect("stat"), None);
-        store.complete(&key, &upload, &[new]).await.expect("complete");
-        assert!(whole(&store, &key).await.expect("read") == pattern(900), "no trace of the longer one");
-    }
-}
-
-#[tokio::test]
 async fn an_aborted_upload_is_gone() {
     for (_place, store) in stores().await {
         let key = data();
@@ -352,32 +280,6 @@ async fn a_put_after_its_deadline_is_refused() {
 }
 
 #[tokio::test]
-async fn a_delete_removes_for_good_and_what_is_not_there_is_deleted_already() {
-    for (_place, store) in stores().await {
-        let (gone, stays) = (manifest("team/app", 1), manifest("team/app", 2));
-        for key in [&gone, &stays] {
-            store.put(key, vec![pattern(10)], None).await.expect("put");
-        }
-        store.delete(&gone, soon(&store)).await.expect("delete");
-        store.delete(&gone, soon(&store)).await.expect("delete again");
-        store.delete(&data(), soon(&store)).await.expect("delete nothing");
-        assert_eq!(store.stat(&gone).await.expect("stat"), None);
-        assert_eq!(names(&store, "").await, [stays.to_string()]);
-    }
-}
-
-#[tokio::test]
-async fn a_delete_after_its_deadline_is_refused() {
-    for (_place, store) in stores().await {
-        let key = data();
-        store.put(&key, vec![pattern(10)], None).await.expect("put");
-        let refused = store.delete(&key, past(&store)).await;
-        assert!(matches!(refused, Err(StorageError::TooLate(_))), "{refused:?}");
-        assert!(store.stat(&key).await.expect("stat").is_some());
-    }
-}
-
-#[tokio::test]
 async fn modified_is_the_store_s_own_time() {
     // The margin that the protocols allow a store; a `Date` and a `Last-Modified` are whole seconds, each rounded down.
     let margin = Duration::from_secs(3);
@@ -395,21 +297,6 @@ async fn modified_is_the_store_s_own_time() {
             if store.sign(&key, margin).await.expect("sign").is_none() {
                 assert!(modified <= store.now(), "a directory's clock is the one that dates its files");
             }
-        }
-    }
-}
-
-#[tokio::test]
-async fn many_at_once_into_one_new_directory() {
-    for (_place, store) in stores().await {
-        let keys: Vec<Key> = (0..64).map(|object| manifest("new/one", object)).collect();
-        let puts = keys.iter().map(|key| store.put(key, vec![Bytes::from(key.to_string())], None));
-        for put in join_all(puts).await {
-            put.expect("put");
-        }
-        assert_eq!(names(&store, "repos/new/").await.len(), 64);
-        for key in &keys {
-            assert_eq!(whole(&store, key).await.expect("read"), key.to_string());
         }
     }
 }
@@ -433,34 +320,6 @@ async fn puts_and_deletes_of_neighbours_do_not_disturb_each_other() {
             task.expect("task");
         }
         assert!(names(&store, "").await.is_empty());
-    }
-}
-
-#[tokio::test]
-async fn a_signed_url_lets_anyone_get_and_do_nothing_else() {
-    for (place, store) in stores().await {
-        let key = data();
-        store.put(&key, vec![Bytes::from_static(b"signed")], None).await.expect("put");
-        let url = store.sign(&key, Duration::from_secs(60)).await.expect("sign");
-        let bucket = match &place {
-            Place::Directory { .. } => {
-                assert_eq!(url, None);
-                continue;
-            }
-            Place::Bucket(server) => format!("{}/{}", server.endpoint, server.bucket),
-            Place::Gateway(server) => format!("{}/{}", server.endpoint, versitygw::BUCKET),
-        };
-        let (url, client) = (url.expect("url").url, reqwest::Client::new());
-        assert!(url.starts_with(&format!("{bucket}/some/where/data/")), "{url}");
-        let got = client.get(&url).send().await.expect("get");
-        let kind = got.headers()["content-type"].clone();
-        assert_eq!(kind, "application/octet-stream", "whatever was pushed");
-        assert_eq!((got.status().as_u16(), got.text().await.expect("text")), (200, "signed".to_owned()));
-        let part = client.get(&url).header("range", "bytes=2-3").send().await.expect("get");
-        assert_eq!((part.status().as_u16(), part.text().await.expect("text")), (206, "gn".to_owned()));
-        assert_eq!(client.delete(&url).send().await.expect("delete").status().as_u16(), 403);
-        assert_eq!(client.put(&url).body("x").send().await.expect("put").status().as_u16(), 403);
-        assert_eq!(whole(&store, &key).await.expect("read"), "signed");
     }
 }
 
@@ -489,20 +348,6 @@ async fn a_signed_url_names_the_public_endpoint_and_nothing_else_does() {
     assert!(!format!("{signed:?}").contains("Signature"), "a URL is as good as a password");
     assert!(store.stat(&key).await.expect("stat").is_some());
     store.delete(&key, store.now().plus(Duration::from_secs(60))).await.expect("delete");
-}
-
-/// What [`Store::delete`] of S3 rests on: the server itself refuses a signature that has expired.
-#[tokio::test]
-async fn an_expired_signature_is_refused_by_the_server() {
-    for (_place, store) in stores().await {
-        let key = data();
-        store.put(&key, vec![pattern(1)], None).await.expect("put");
-        let Some(signed) = store.sign(&key, Duration::from_secs(1)).await.expect("sign") else { continue };
-        tokio::time::sleep(Duration::from_millis(2500)).await;
-        let refused = reqwest::get(&signed.url).await.expect("get");
-        assert_eq!(refused.status().as_u16(), 403);
-        assert!(refused.text().await.expect("text").contains("expired"));
-    }
 }
 
 #[tokio::test]

@@ -12,9 +12,12 @@ use std::{
 };
 
 use axum::{Router, extract::Request, response::IntoResponse};
-use berth::storage::{
-    Key, StorageError, Store, StoreTime,
-    s3::{AccessKey, Checksum, Egress, Encryption, Proxy, S3, S3Options},
+use berth::{
+    outbound::Proxy,
+    storage::{
+        Key, StorageError, Store, StoreTime,
+        s3::{AccessKey, Checksum, Egress, Encryption, S3, S3Options},
+    },
 };
 use bytes::Bytes;
 use http::Method;

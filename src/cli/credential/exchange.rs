@@ -9,6 +9,7 @@ use reqwest::{Client, Response, StatusCode, Url, header::WWW_AUTHENTICATE};
 use serde::{Deserialize, de::DeserializeOwned};
 
 use super::Trouble;
+use crate::outbound::text_of;
 
 /// How long an answer may take: as long as Docker waits at a login.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -144,13 +145,7 @@ async fn read<T: DeserializeOwned>(mut response: Response) -> Result<T, Trouble>
 
 /// What went wrong, down to its cause: "connection refused" stands at the end of the chain.
 fn told(error: reqwest::Error) -> Trouble {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(&error);
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    Trouble::Told(text)
+    Trouble::Told(text_of(&error))
 }
 
 /// Runs to the end what waits for the network.

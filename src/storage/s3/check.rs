@@ -13,9 +13,9 @@ use futures_util::TryStreamExt;
 use ulid::Ulid;
 
 use super::{
-    Encryption, Key, MultipartId, S3, StorageError, Store, StoreTime, Unfinished, UnfinishedPage,
-    fault::{code_in, on_one_line, text_of},
+    Encryption, Key, MultipartId, S3, StorageError, Store, StoreTime, Unfinished, UnfinishedPage, fault::code_in,
 };
+use crate::outbound::{on_one_line, text_of};
 
 /// What the probe holds.
 const PROBE: &[u8] = b"Berth wrote this to see whether it may, and can remove it.";

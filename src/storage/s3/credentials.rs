@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider, error::CredentialsError, future};
 use object_store::{CredentialProvider, aws::AwsCredential};
 
-use super::fault::text_of;
+use crate::outbound::text_of;
 
 /// How long before they expire credentials are replaced, at the most: what was signed with them ends with them.
 const EARLY: Duration = Duration::from_secs(5 * 60);

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::StorageError;
+use crate::outbound::text_of;
 
 /// Names a failure. Only some of S3's codes have an error of their own in the library; the rest are in the
 /// text, which holds the store's answer.
@@ -22,25 +23,6 @@ pub(super) fn explain(about: &str, error: &object_store::Error) -> StorageError 
         _ if says(&["InvalidPart"]) => StorageError::PartChanged(about),
         _ => StorageError::Unavailable(about, text),
     }
-}
-
-/// An error and its causes on one line.
-pub(super) fn text_of(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let more = error.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        cause = error.source();
-    }
-    on_one_line(&text)
-}
-
-/// Text of a store's own, as it may stand in a log.
-pub(super) fn on_one_line(text: &str) -> String {
-    text.replace(['\n', '\r'], " ")
 }
 
 /// The store's own word for what went wrong, where its answer is in the text.

@@ -4,7 +4,10 @@
 
 use std::{fmt, path::PathBuf, time::Duration};
 
-use crate::config::{Config, S3Checksum, S3Encryption, Site, Text};
+use crate::{
+    config::{Config, S3Checksum, S3Encryption, Site, Text},
+    outbound::Proxy,
+};
 
 /// Where the bucket is, who asks, and how its objects are kept.
 #[derive(Clone, Debug, Default)]
@@ -46,10 +49,6 @@ impl S3Options {
             secret: secret.reveal().to_owned(),
             session_token: s3.session_token.as_ref().map(|token| token.reveal().to_owned()),
         });
-        let proxy = config.proxy.url.as_ref().map(|url| Proxy {
-            url: url.reveal().to_owned(),
-            except: config.proxy.no_proxy.iter().map(ToString::to_string).collect(),
-        });
         Self {
             bucket: bucket.to_owned(),
             prefix: prefix.to_owned(),
@@ -70,7 +69,10 @@ impl S3Options {
                 S3Checksum::Sha256 => Checksum::Sha256,
                 S3Checksum::None => Checksum::None,
             },
-            egress: Egress { ca_bundle: s3.ca_bundle.as_ref().map(|file| file.0.clone()), proxy },
+            egress: Egress {
+                ca_bundle: s3.ca_bundle.as_ref().map(|file| file.0.clone()),
+                proxy: Proxy::of(&config.proxy),
+            },
             patience: Patience::default(),
         }
     }
@@ -130,22 +132,6 @@ pub struct Egress {
     pub ca_bundle: Option<PathBuf>,
     /// The proxy; `None` for the one that `HTTPS_PROXY` and its kin name, if they do.
     pub proxy: Option<Proxy>,
-}
-
-/// A proxy for what goes outside.
-#[derive(Clone)]
-pub struct Proxy {
-    /// Its URL, perhaps with a user and a password.
-    pub url: String,
-    /// Host names, domains, addresses and networks that are reached without it.
-    pub except: Vec<String>,
-}
-
-/// The URL may hold a password.
-impl fmt::Debug for Proxy {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Proxy").field("except", &self.except).finish_non_exhaustive()
-    }
 }
 
 /// For how long the store may be silent. While bytes move, in either direction, nothing is ever cut off.

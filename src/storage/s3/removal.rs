@@ -8,17 +8,15 @@ use aws_sdk_s3::presigning::PresigningConfig;
 use http::StatusCode;
 use object_store::client::HttpRequestBody;
 
-use super::{
-    Key, LONGEST_SIGNATURE, S3, StorageError, Store, StoreTime,
-    fault::{on_one_line, text_of},
-};
+use super::{Key, LONGEST_SIGNATURE, S3, StorageError, Store, StoreTime};
+use crate::outbound::{on_one_line, text_of};
 
 impl S3 {
     /// A URL that deletes the object and that the store refuses after `deadline`. The store counts a
     /// signature's life from the moment that the signature names, in whole seconds. That moment is the store's
     /// own time here: this machine's clock may be minutes off, and then a life that is counted from it would be
     /// over before it begins, or last for minutes too long.
-    async fn sign_delete(&self, key: &Key, deadline: StoreTime) -> Result<String, StorageError> {
+    pub(super) async fn removal_url(&self, key: &Key, deadline: StoreTime) -> Result<String, StorageError> {
         let now = self.now().0 / 1000;
         let Some(life) = (deadline.0 / 1000).checked_sub(now).filter(|life| *life > 0) else {
             return Err(StorageError::TooLate(key.to_string()));
@@ -40,7 +38,7 @@ impl S3 {
             return Err(StorageError::TooLate(about));
         }
         let failed = |text: String| StorageError::Unavailable(about.clone(), text);
-        let url = self.sign_delete(key, deadline).await?;
+        let url = self.removal_url(key, deadline).await?;
         let request = http::Request::delete(url).body(HttpRequestBody::empty());
         let request = request.map_err(|error| failed(error.to_string()))?;
         let response = self.transport.send(request).await.map_err(|error| failed(text_of(&error)))?;

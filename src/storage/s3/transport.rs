@@ -32,9 +32,10 @@ use tokio::time::{Instant, Sleep};
 use super::{
     StorageError,
     clock::{Clock, uptime},
-    options::{Egress, Patience},
+    options::{Egress, Patience, S3Options},
     pace::Pace,
 };
+use crate::outbound::{self, text_of};
 
 /// For how long a connection that nobody uses is kept. Shorter than any store keeps it, so that no request
 /// meets one that is being closed.
@@ -63,20 +64,9 @@ impl Transport {
     /// # Errors
     /// One line that says which of the options can't be used.
     pub(super) fn new(egress: &Egress, patience: Patience) -> Result<Self, StorageError> {
-        let direct = builder(egress, patience)?.no_proxy();
-        let outside = match &egress.proxy {
-            None => builder(egress, patience)?,
-            Some(proxy) => {
-                let except = reqwest::NoProxy::from_string(&proxy.except.join(","));
-                let proxy = reqwest::Proxy::all(&proxy.url).map_err(|error| unusable("the proxy", &error))?;
-                // Else the environment's own would be asked for what this one is not for.
-                builder(egress, patience)?.no_proxy().proxy(proxy.no_proxy(except))
-            }
-        };
-        let built = |builder: reqwest::ClientBuilder| builder.build().map_err(|error| unusable("TLS", &error));
         Ok(Self {
-            client: built(outside)?,
-            direct: built(direct)?,
+            client: client(egress, patience)?,
+            direct: built(builder(egress, patience)?.no_proxy())?,
             clock: Clock::default(),
             pace: Pace::default(),
             answer: patience.call,
@@ -134,6 +124,30 @@ impl Transport {
     }
 }
 
+/// A client for whatever isn't near.
+fn client(egress: &Egress, patience: Patience) -> Result<reqwest::Client, StorageError> {
+    let through = outbound::through(egress.proxy.as_ref(), builder(egress, patience)?);
+    built(through.map_err(|error| unusable("the proxy", &error))?)
+}
+
+fn built(builder: reqwest::ClientBuilder) -> Result<reqwest::Client, StorageError> {
+    builder.build().map_err(|error| unusable("TLS", &error))
+}
+
+/// A client by which the store's signed URLs can be asked for as Berth's own requests are: with the same
+/// certificates and the same proxy, and with no credentials.
+///
+/// # Errors
+/// One line that says which of the options can't be used.
+pub fn signed_url_client(options: &S3Options) -> Result<reqwest::Client, StorageError> {
+    let site = options.public_endpoint.as_ref().or(options.endpoint.as_ref());
+    let url = site.and_then(|site| site.parse::<http::Uri>().ok());
+    if is_near(url.as_ref().and_then(http::Uri::host)) {
+        return built(builder(&options.egress, options.patience)?.no_proxy());
+    }
+    client(&options.egress, options.patience)
+}
+
 fn builder(egress: &Egress, patience: Patience) -> Result<reqwest::ClientBuilder, StorageError> {
     let mut builder = reqwest::Client::builder()
         .user_agent(concat!("berth/", env!("CARGO_PKG_VERSION")))
@@ -155,7 +169,7 @@ fn builder(egress: &Egress, patience: Patience) -> Result<reqwest::ClientBuilder
 }
 
 fn unusable(about: &str, error: &dyn Error) -> StorageError {
-    StorageError::Refused(about.to_owned(), super::fault::text_of(error))
+    StorageError::Refused(about.to_owned(), text_of(error))
 }
 
 /// Whether a host is this machine, or one that is reached on the link only: there the clouds keep credentials.
