@@ -83,11 +83,14 @@ impl Faults {
     }
 }
 
-/// For how long nothing goes wrong, between two faults of a lane.
+/// For how long nothing goes wrong, between two faults of a lane: as often as not long enough for what is broken to
+/// heal.
 fn calm(dice: &mut Dice, spans: Spans) -> Duration {
-    // Now and then so long that everything heals, mostly not.
-    let longest = if dice.percent(30) { spans.succession() * 3 } else { spans.succession() / 2 };
-    dice.span(500..longest)
+    if dice.percent(50) {
+        dice.span(500..spans.succession() / 2)
+    } else {
+        dice.span(spans.succession()..spans.succession() * 3)
+    }
 }
 
 /// Vexes the replicas until the end, and leaves them running. What ends by itself is started again.
@@ -128,28 +131,26 @@ pub(crate) async fn vex_replicas(
     }
 }
 
-/// Does what the manual tells operators to do, until the end: where no replica has been ready for much longer than
-/// an epoch takes to begin, which is so when all of them were restarted and none knows the Redis that they
-/// find, the bucket's index is begun anew.
+/// Does what the manual tells operators to do, until the end: where for longer than a replica takes to start no
+/// replica knows the Redis that it finds, as after all of them were restarted with it, the bucket's index is begun anew.
 pub(crate) async fn operate(consoles: &[Console], spans: Spans, tally: &Tally, end: Instant) {
-    let mut patience = Duration::from_millis(spans.succession() * 2);
-    let mut last_ready = Instant::now();
+    let patience = Duration::from_millis(spans.succession() + 5000);
+    let mut last_hope = Instant::now();
     while Instant::now() < end {
         tokio::time::sleep(Duration::from_secs(1).min(end.saturating_duration_since(Instant::now()))).await;
         for console in consoles {
-            if console.is_ready().await {
-                last_ready = Instant::now();
+            if !console.is_helpless().await {
+                last_hope = Instant::now();
             }
         }
-        if last_ready.elapsed() > patience {
+        if last_hope.elapsed() > patience {
             let rebuilt = consoles[0].run(&["index", "rebuild"]).await;
             tally.add("operator: index rebuild");
-            patience = Duration::from_millis(if rebuilt.status.success() { spans.succession() * 2 } else { 0 });
             if !rebuilt.status.success() {
-                tally.add("operator: index rebuild failed");
+                tally.add("operator: index rebuild that did not get through");
                 println!("  index rebuild: {}", String::from_utf8_lossy(&rebuilt.stderr).trim());
             }
-            last_ready = Instant::now();
+            last_hope = Instant::now();
         }
     }
 }
@@ -176,9 +177,7 @@ pub(crate) async fn vex_redis(
     end: Instant,
 ) {
     while !faults.is_empty() {
-        // Mostly long enough for a new epoch and some pushes in it.
-        let epoch = if dice.percent(85) { spans.succession() * 5 / 2 } else { 0 };
-        let rest = calm(&mut dice, spans) + Duration::from_millis(epoch);
+        let rest = calm(&mut dice, spans) + Duration::from_millis(spans.succession());
         tokio::time::sleep(rest.min(end.saturating_duration_since(Instant::now()))).await;
         if Instant::now() >= end {
             return;

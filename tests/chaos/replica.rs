@@ -120,11 +120,21 @@ pub(crate) struct Console {
 }
 
 impl Console {
+    /// What it says of itself; nothing where it isn't there.
+    async fn says(&self) -> String {
+        let admin = self.admin;
+        tokio::task::spawn_blocking(move || get(admin, "/readyz")).await.unwrap().unwrap_or_default()
+    }
+
     /// Whether it says that it can do everything.
     pub(crate) async fn is_ready(&self) -> bool {
-        let admin = self.admin;
-        let said = tokio::task::spawn_blocking(move || get(admin, "/readyz")).await.unwrap();
-        said.is_some_and(|said| said.contains(r#""status":"ready""#))
+        self.says().await.contains(r#""status":"ready""#)
+    }
+
+    /// Whether only an operator can help: it doesn't start, or the bucket is another index's.
+    pub(crate) async fn is_helpless(&self) -> bool {
+        let said = self.says().await;
+        said.is_empty() || said.contains("another index owns this bucket")
     }
 
     /// Runs another of the binary's commands with the replica's settings.
