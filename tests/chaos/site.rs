@@ -154,13 +154,14 @@ impl Site {
         }
     }
 
-    /// Waits until all that is left over is old enough, and two periods more. Then nothing may be left; what was made
-    /// old by the last round has half a minute to go.
+    /// Waits until all that is left over is old enough, and two periods more. Then nothing may be left. A round that
+    /// rests between its pages takes longer where the machine is busy, so how late it is over is told, and wrong is
+    /// only what stays.
     pub(crate) async fn collected(&self, world: &World, period: Duration, grace: Duration) {
         tokio::time::sleep(grace + period * 2).await;
         let since = Instant::now();
         while let Err(left) = self.garbage().await {
-            if since.elapsed() > Duration::from_secs(30) {
+            if since.elapsed() > HEALING {
                 return world.ledger.complain(format!("two periods after all was healed there is left:\n{left}"));
             }
             tokio::time::sleep(Duration::from_secs(2)).await;

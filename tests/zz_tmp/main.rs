@@ -19,6 +19,8 @@ mod redis_server;
 mod rules_bench;
 #[path = "../it/rules_collect.rs"]
 mod rules_collect;
+#[path = "../it/rules_events.rs"]
+mod rules_events;
 #[path = "../it/rules_faults.rs"]
 mod rules_faults;
 #[path = "../it/rules_tag.rs"]
