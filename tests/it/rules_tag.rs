@@ -439,6 +439,19 @@ async fn what_the_index_does_not_have_yet_is_deleted_all_the_same() {
     assert_eq!(code(gone), Code::ManifestUnknown);
 }
 
+/// The object of a manifest was sent again where its connection broke. The first attempt arrived after the manifest was
+/// deleted, and the next index found it.
+#[tokio::test]
+async fn a_manifest_is_sent_to_the_store_only_once() {
+    let bench = bench::local(bench::options()).await;
+    let image = bench.image("app", "one").await;
+    bench.probe.strike(How::Before, |_, call| {
+        call.kind == "put" && call.about.contains("/_manifests/") && call.about.ends_with("without a deadline")
+    });
+    push(&on(&bench.a, "app").await, &image, &["v1"]).await.unwrap();
+    assert!(!bench.probe.has_struck(), "only what has a deadline is never sent again");
+}
+
 /// An attempt to link that was given up for dead can't commit any more.
 #[tokio::test]
 async fn a_mount_that_stalled_past_its_time_links_nothing() {

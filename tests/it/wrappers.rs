@@ -262,7 +262,8 @@ impl Store for WatchedStore {
             self.clock.written.lock().unwrap().insert(text.clone(), self.now());
             Ok(())
         };
-        self.around("put", &text, write).await
+        let about = if deadline.is_some() { text.clone() } else { format!("{text} without a deadline") };
+        self.around("put", &about, write).await
     }
 
     async fn begin(&self, key: &Key) -> Result<MultipartId, StorageError> {
