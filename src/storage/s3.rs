@@ -232,8 +232,10 @@ fn encryption_settings(encryption: &Encryption) -> Vec<(&'static str, String)> {
     }
 }
 
+/// In whole seconds: all that a HEAD can say. A store whose listings say more would have one answer to whether a
+/// revision counts for the writer that asks about it, and another for the readers that list it.
 fn stat_of(object: &ObjectMeta) -> Stat {
-    Stat { size: object.size, modified: StoreTime(object.last_modified.timestamp_millis().unsigned_abs()) }
+    Stat { size: object.size, modified: StoreTime(object.last_modified.timestamp().unsigned_abs() * 1000) }
 }
 
 #[async_trait]

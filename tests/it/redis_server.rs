@@ -12,7 +12,9 @@ use std::{
 use tempfile::TempDir;
 use tokio::net::TcpStream;
 
-/// A running (or stopped) server. It keeps nothing: after a restart it is empty.
+use crate::berth::own_address;
+
+/// A running (or stopped) server. Unless its arguments say otherwise it keeps nothing: after a restart it is empty.
 #[derive(Debug)]
 pub(crate) struct RedisServer {
     host: String,
@@ -33,6 +35,13 @@ pub(crate) async fn start() -> RedisServer {
 pub(crate) async fn start_with(arguments: &[&str]) -> RedisServer {
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let mut server = RedisServer::stopped("127.0.0.1", port, arguments);
+    server.restart().await;
+    server
+}
+
+/// Starts a server at an address that nobody else uses while it is stopped.
+pub(crate) async fn start_elsewhere(arguments: &[&str]) -> RedisServer {
+    let mut server = RedisServer::stopped(&own_address().to_string(), 6379, arguments);
     server.restart().await;
     server
 }
@@ -70,9 +79,11 @@ impl RedisServer {
         self.directory.path()
     }
 
-    /// A connection of an operator's, who may do anything.
+    /// A connection of an operator's, who may do anything, and has time.
     pub(crate) async fn operator(&self) -> redis::aio::MultiplexedConnection {
-        redis::Client::open(self.url()).unwrap().get_multiplexed_async_connection().await.unwrap()
+        let patient = redis::AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None);
+        let client = redis::Client::open(self.url()).unwrap();
+        client.get_multiplexed_async_connection_with_config(&patient).await.unwrap()
     }
 
     pub(crate) async fn flush(&self) {
@@ -83,6 +94,18 @@ impl RedisServer {
         self.port
     }
 
+    pub(crate) fn place(&self) -> (Ipv4Addr, u16) {
+        (self.address, self.port)
+    }
+
+    /// Removes what it has written down. Only while it is stopped.
+    pub(crate) fn forget(&self) {
+        for entry in std::fs::read_dir(self.directory.path()).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) }.unwrap();
+        }
+    }
+
     /// Kills the server; connections to it break.
     pub(crate) fn stop(&mut self) {
         if let Some(mut child) = self.child.take() {
@@ -91,7 +114,7 @@ impl RedisServer {
         }
     }
 
-    /// Starts the server on the same port, empty, after stopping it if it runs.
+    /// Starts the server on the same port, empty unless its arguments say otherwise, after stopping it if it runs.
     pub(crate) async fn restart(&mut self) {
         self.stop();
         let program = std::env::var("BERTH_TEST_REDIS_SERVER").unwrap_or_else(|_| "redis-server".to_owned());

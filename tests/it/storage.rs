@@ -346,6 +346,19 @@ async fn modified_is_the_store_s_own_time() {
 }
 
 /// Deletes remove the directories that they empty, and puts need them.
+/// Some stores list milliseconds, and a HEAD has seconds: a writer was told that its revision counts, and readers
+/// that it doesn't.
+#[tokio::test]
+async fn a_listing_and_a_question_tell_the_same_time() {
+    for (_place, store) in stores().await {
+        let key = data();
+        store.put(&key, vec![pattern(1)], None).await.expect("put");
+        let asked = store.stat(&key).await.expect("stat").expect("there");
+        let listed = store.list("data/", None, 10).await.expect("list").objects;
+        assert_eq!(listed, [(key.to_string(), asked)], "{store:?}");
+    }
+}
+
 #[tokio::test]
 async fn puts_and_deletes_of_neighbours_do_not_disturb_each_other() {
     for (_place, store) in stores().await {
