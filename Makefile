@@ -1,7 +1,7 @@
 # What people and CI run. `make run` and `make test` are all that a newcomer needs.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test model check check-all docs-config image loadtest
+.PHONY: help run test model chaos check check-all docs-config image loadtest
 
 CARGO ?= cargo
 # Told to the build, so that `berth --version` names the commit.
@@ -23,6 +23,9 @@ test: ## Install what the tests need, and run all of them.
 model: ## Search the models of the protocols further than each change can wait for.
 	$(CARGO) test --release --locked -p berth-model -- --include-ignored --nocapture
 
+chaos: ## Let everything go wrong at once, for an hour or BERTH_CHAOS_MINUTES: docs/chaos.md.
+	BERTH_CHAOS_MINUTES=$${BERTH_CHAOS_MINUTES:-60} $(CARGO) test --release --locked --test chaos -- --ignored --nocapture for_hours
+
 check: ## All that a change must pass: format, lints, docs, tests, dependencies.
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -p berth -p berth-model -p loadtest -- -D warnings
@@ -32,14 +35,17 @@ check: ## All that a change must pass: format, lints, docs, tests, dependencies.
 	@command -v cargo-deny >/dev/null || $(CARGO) install --locked cargo-deny --version $(DENY_VERSION)
 	$(CARGO) deny --locked check bans licenses sources
 
-check-all: check ## That, and what is too long for each change: all other clients, Valkey, 5 GiB, 200 times kill -9, 10,000 pushes that are told whatever dies, known vulnerabilities.
+check-all: check ## That, and what is too long for each change: all other clients, Valkey, fake-gcs-server, 5 GiB, 200 times kill -9, 10,000 pushes that are told whatever dies, chaos, known vulnerabilities.
 	scripts/setup-check-all
 	$(CARGO) test --release --locked --test clients -- --test-threads=1 --nocapture
-	BERTH_TEST_REDIS_SERVER=$(CURDIR)/target/tools/valkey-server $(CARGO) test --locked --test it -- index:: rules_suspect:: e2e_redis::
-	for over in redis+s3 embedded+s3; do \
+	BERTH_TEST_REDIS_SERVER=$(CURDIR)/target/tools/valkey-server $(CARGO) test --locked --test it -- index:: rules_suspect:: e2e_redis:: sentinel:: cluster::
+	BERTH_TEST_GCS_SERVER=$(CURDIR)/target/tools/fake-gcs-server $(CARGO) test --locked --test it -- storage::
+	for over in redis+s3 embedded+s3 sentinel+s3 cluster+s3 redis+gcs embedded+gcs redis+azure embedded+azure; do \
 		BERTH_TEST_OVER=$$over $(CARGO) test --locked --test it -- rules_rebuild:: rules_tag:: rules_upload:: || exit; done
 	BERTH_CRASH_ROUNDS=200 $(CARGO) test --locked --test it e2e_crash:: -- --nocapture
 	BERTH_EVENTS_PUSHES=10000 $(CARGO) test --locked --test it events_crash:: -- --nocapture --test-threads=1
+	$(CARGO) test --release --locked --test chaos -- --ignored --nocapture each_fault_alone
+	BERTH_CHAOS_MINUTES=10 $(MAKE) chaos
 	$(CARGO) deny --locked check advisories
 
 docs-config: ## Write docs/configuration.md from the doc comments of the settings.

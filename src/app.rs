@@ -34,7 +34,7 @@ use crate::{
         Connect, IndexError,
         embedded::Embedded,
         metered::MeteredConnect,
-        redis::{Redis, Tls as IndexTls},
+        redis::{Login, Redis, Tls as IndexTls},
     },
     inspect::Inspector,
     outbound::Proxy,
@@ -45,7 +45,9 @@ use crate::{
     server::{self, Drain, End, Listener, Tls},
     storage::{
         StorageError, Store,
+        azure::{self, Azure, AzureOptions},
         contract::Subject,
+        gcs::{self, Gcs, GcsOptions},
         key::EpochNumber,
         local::{Local, OpenError},
         metered::MeteredStore,
@@ -250,7 +252,9 @@ impl App {
     fn announce(&self, listeners: &[Listener]) {
         let data = match &*self.config.storage.url {
             StorageUrl::File(path) => absolute(path).display().to_string(),
-            StorageUrl::S3 { .. } => self.config.storage.url.to_string(),
+            StorageUrl::S3 { .. } | StorageUrl::Gcs { .. } | StorageUrl::Azure { .. } => {
+                self.config.storage.url.to_string()
+            }
         };
         for listener in listeners {
             if let Ok(address) = listener.address() {
@@ -334,6 +338,21 @@ pub async fn open_subject(config: &Config) -> Result<Subject, StartError> {
             store.check_rights().await?;
             Ok(Subject::new(Arc::new(store), http, margin))
         }
+        StorageUrl::Gcs { bucket, prefix } => {
+            let options = GcsOptions::configured(config, bucket, &format!("{}/{place}", prefix.trim_matches('/')));
+            let http = gcs::signed_url_client(&options)?;
+            let store = Gcs::open(options).await?;
+            store.check_rights().await?;
+            Ok(Subject::new(Arc::new(store), http, margin))
+        }
+        StorageUrl::Azure { container, prefix } => {
+            let prefix = format!("{}/{place}", prefix.trim_matches('/'));
+            let options = AzureOptions::configured(config, container, &prefix);
+            let http = azure::signed_url_client(&options)?;
+            let store = Azure::open(options).await?;
+            store.check_rights().await?;
+            Ok(Subject::new(Arc::new(store), http, margin))
+        }
     }
 }
 
@@ -363,7 +382,7 @@ pub async fn open_existing(config: &Config) -> Result<Arc<Registry>, StartError>
 fn require_bucket(config: &Config) -> Result<(), StartError> {
     match &*config.storage.url {
         StorageUrl::File(path) if !absolute(path).is_dir() => Err(StartError::Nothing(absolute(path))),
-        StorageUrl::File(_) | StorageUrl::S3 { .. } => Ok(()),
+        StorageUrl::File(_) | StorageUrl::S3 { .. } | StorageUrl::Gcs { .. } | StorageUrl::Azure { .. } => Ok(()),
     }
 }
 
@@ -413,13 +432,33 @@ async fn open_store(config: &Config, purpose: Use) -> Result<Arc<dyn Store>, Sta
             }
             Ok(Arc::new(store))
         }
+        StorageUrl::Gcs { bucket, prefix } => {
+            let store = Gcs::open(GcsOptions::configured(config, bucket, prefix)).await?;
+            if purpose == Use::Serve {
+                store.check_rights().await?;
+            }
+            Ok(Arc::new(store))
+        }
+        StorageUrl::Azure { container, prefix } => {
+            let store = Azure::open(AzureOptions::configured(config, container, prefix)).await?;
+            if purpose == Use::Serve {
+                store.check_rights().await?;
+            }
+            Ok(Arc::new(store))
+        }
     }
 }
 
 fn open_index(config: &Config) -> Result<Arc<dyn Connect>, StartError> {
     if let IndexUrl::Redis(url) = &*config.index.url {
         let tls = if url.is_tls() { Some(index_tls(&config.index)?) } else { None };
-        return Ok(Arc::new(Redis::with_tls(url.reveal(), &config.index.namespace.to_string(), tls)?));
+        let config::Sentinel { user, password } = &config.index.sentinel;
+        let for_sentinels = Login {
+            user: user.as_ref().map(ToString::to_string),
+            password: password.as_ref().map(|password| password.reveal().to_owned()),
+        };
+        let namespace = config.index.namespace.to_string();
+        return Ok(Arc::new(Redis::with(url, &namespace, tls.as_ref(), &for_sentinels)?));
     }
     let directory = config.index_directory().unwrap_or_default();
     Ok(Arc::new(Embedded::open(&absolute(&directory), config.storage.sync)?))

@@ -11,7 +11,7 @@ mod succession;
 use std::{
     sync::{
         Arc, Weak,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -76,6 +76,9 @@ pub struct Lease {
     until: AtomicU64,
     /// A bit for each shard that is known to be settled. It never is again not, within an epoch.
     settled: Vec<AtomicU64>,
+    /// Whether some shard was found not to serve the epoch. Renewing looks at one shard only, and a cluster can
+    /// lose one of many.
+    is_unserved: AtomicBool,
     /// Who takes the next one, for a request that takes longer than this one lasts.
     keeper: Weak<Leases>,
 }
@@ -131,6 +134,7 @@ impl Lease {
 
     /// The index no longer serves this epoch: it was emptied, or is another one by now.
     fn unserved(&self) -> Error {
+        self.is_unserved.store(true, Ordering::Release);
         self.end(&self.index);
         Error::suspect("the index no longer serves this epoch")
     }

@@ -18,7 +18,7 @@ use crate::{
     },
     oci::{Digest, Manifest, Reference, Tag, manifest::MAX_MANIFEST},
     registry::{Repository, found},
-    storage::{Key, key, read_small},
+    storage::{Key, StoreTime, key, read_small},
 };
 
 /// A manifest that a repository has.
@@ -231,11 +231,11 @@ impl Repository {
     pub async fn delete_manifest(&self, digest: &Digest) -> Result<()> {
         let names = &self.lease.names;
         let named_by = names.names_of(&self.name, digest);
-        let value = self.manifest_value(digest).await?.ok_or_else(|| unknown(digest))?;
+        let patience = self.patience();
+        let value = self.manifest_value(digest, &named_by, patience).await?;
         let fact: ManifestFact = facts::decode(&value)?;
         let found = FoundManifest { digest: digest.clone(), media_type: fact.media_type.clone(), size: fact.size };
         let manifest = Manifest::parse(&self.manifest_bytes(&found).await?, None)?;
-        let patience = self.patience();
         self.refuse_if_fixed(digest, &named_by).await?;
         loop {
             self.untag(digest, &named_by, patience).await?;
@@ -283,8 +283,20 @@ impl Repository {
         Ok(())
     }
 
-    async fn manifest_value(&self, digest: &Digest) -> Result<Option<Bytes>> {
-        Ok(self.ask(vec![Ask::Value(self.lease.names.manifest(&self.name, digest))]).await?.pop().flatten())
+    /// The fact of a manifest that is to be deleted. A push of it may have been acknowledged and not be in the
+    /// index yet: it is waited for, and not taken for one that never was.
+    async fn manifest_value(&self, digest: &Digest, named_by: &str, patience: StoreTime) -> Result<Bytes> {
+        let fact = self.lease.names.manifest(&self.name, digest);
+        loop {
+            let answers = self.ask(vec![Ask::Value(fact.clone()), Ask::First(named_by.to_owned())]).await?;
+            if let Some(value) = &answers[0] {
+                return Ok(value.clone());
+            }
+            if !answers[1].as_ref().is_some_and(|first| first.starts_with(b"i:")) {
+                return Err(unknown(digest));
+            }
+            self.wait_for_open(patience).await?;
+        }
     }
 
     /// Refuses to delete a manifest that an immutable tag points at, before any other tag of it is gone.
@@ -307,7 +319,7 @@ impl Repository {
     }
 
     /// Deletes every tag that points at a manifest, and what says that one that has moved on still does.
-    async fn untag(&self, digest: &Digest, named_by: &str, patience: crate::storage::StoreTime) -> Result<()> {
+    async fn untag(&self, digest: &Digest, named_by: &str, patience: StoreTime) -> Result<()> {
         let names = &self.lease.names;
         loop {
             let members = self.lease.scan(self.shard, named_by, None, 100).await?;

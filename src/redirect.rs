@@ -4,6 +4,7 @@
 //! A signed URL is as good as the bytes, so only a [`Blob`] gets one: it is the proof that its repository links
 //! them. Whether somebody may read is decided before; nothing here asks again, and nothing here speaks HTTP.
 
+pub mod cloud_cdn;
 pub mod cloudfront;
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
@@ -18,10 +19,13 @@ use crate::{
     oci::RepositoryName,
     storage::{DataKey, Key, SignedUrl},
 };
+use cloud_cdn::CloudCdn;
 use cloudfront::{CloudFront, UnfitKey};
+use quick_cache::sync::{EntryAction, EntryResult};
 
 /// How much memory holds URLs that were signed lately, in bytes: some ten thousand of them, as many blobs as are
-/// pulled again and again. A miss costs some ten microseconds (S3) to some hundred (CloudFront with RSA).
+/// pulled again and again. A miss costs some ten microseconds (S3), some hundred (RSA: CloudFront, a key of GCS) or a
+/// request (GCS without a key).
 const MEMORY: u64 = 8 << 20;
 
 /// What one URL costs there beside its text, in bytes.
@@ -59,6 +63,7 @@ pub struct Redirects {
 #[derive(Debug)]
 enum Cdn {
     CloudFront(CloudFront),
+    CloudCdn(CloudCdn),
 }
 
 /// The URLs that were signed lately, by the object that they fetch: a data key is never used again, so never for
@@ -113,11 +118,24 @@ impl Redirects {
         if let Some(kept) = self.urls.get(&key).filter(|kept| kept.until > now) {
             return Ok(Some(kept.url));
         }
+        // A signature can cost a request to somebody who counts them, so those who want the same URL share one.
+        let look = |_: &DataKey, kept: &mut KeptUrl| match kept.until > now {
+            true => EntryAction::Retain(Arc::clone(&kept.url)),
+            false => EntryAction::ReplaceWithGuard,
+        };
+        let place = match self.urls.entry_async(&key, look).await {
+            EntryResult::Retained(url) => return Ok(Some(url)),
+            EntryResult::Vacant(place) | EntryResult::Replaced(place, _) => Some(place),
+            EntryResult::Removed(..) | EntryResult::Timeout => None,
+        };
         let Some(SignedUrl { url, life }) = self.sign(blob).await? else { return Ok(None) };
         let Some(again) = self.given_again(life) else { return Ok(None) };
         let url: Arc<str> = url.into();
         let until = now.saturating_add(again.as_millis() as u64);
-        self.urls.insert(key, KeptUrl { url: Arc::clone(&url), until });
+        if let Some(place) = place {
+            // It is refused only if somebody has taken the place meanwhile, with a URL that is as good.
+            drop(place.insert(KeptUrl { url: Arc::clone(&url), until }));
+        }
         Ok(Some(url))
     }
 
@@ -143,7 +161,8 @@ impl Redirects {
     async fn sign(&self, blob: &Blob) -> Result<Option<SignedUrl>> {
         match &self.cdn {
             None => blob.sign(self.ttl).await,
-            Some(Cdn::CloudFront(cloudfront)) => cloudfront.sign(&Key::Data(blob.data()), self.ttl).map(Some),
+            Some(Cdn::CloudFront(cdn)) => cdn.sign(&Key::Data(blob.data()), self.ttl).map(Some),
+            Some(Cdn::CloudCdn(cdn)) => cdn.sign(&Key::Data(blob.data()), self.ttl).map(Some),
         }
     }
 }
@@ -151,12 +170,19 @@ impl Redirects {
 impl Cdn {
     /// The CDN that is configured, if one is: the configuration has all of it or nothing.
     fn new(settings: &config::Cdn) -> std::result::Result<Option<Self>, UnfitKey> {
-        let config::Cdn { kind: Some(kind), url: Some(url), key_pair_id: Some(id), private_key: Some(key) } = settings
-        else {
-            return Ok(None);
-        };
+        let (Some(kind), Some(url)) = (settings.kind, &settings.url) else { return Ok(None) };
+        let url = url.as_str();
         match kind {
-            CdnKind::CloudFront => Ok(Some(Self::CloudFront(CloudFront::new(url.as_str(), id, key.reveal())?))),
+            CdnKind::CloudFront => {
+                let Some((id, key)) = settings.key_pair_id.as_ref().zip(settings.private_key.as_ref()) else {
+                    return Ok(None);
+                };
+                Ok(Some(Self::CloudFront(CloudFront::new(url, id, key.reveal())?)))
+            }
+            CdnKind::CloudCdn => {
+                let both = settings.key_name.as_ref().zip(settings.key.as_ref());
+                Ok(both.map(|(name, key)| Self::CloudCdn(CloudCdn::new(url, name, key.reveal()))))
+            }
         }
     }
 }

@@ -4,7 +4,6 @@
 
 use std::{
     borrow::Cow,
-    fmt,
     net::{IpAddr, SocketAddr},
     ops::Deref,
     path::PathBuf,
@@ -15,7 +14,10 @@ use ipnet::IpNet;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
-use super::text::{MASK, Text, Written};
+use super::{
+    redis_url::RedisUrl,
+    text::{MASK, Text, Written},
+};
 
 impl Written for SocketAddr {
     const NAME: &'static str = "SocketAddress";
@@ -318,33 +320,72 @@ pub enum StorageUrl {
         /// What Berth's keys begin with, without a slash at either end; empty for the whole bucket.
         prefix: String,
     },
+    /// A bucket of Google Cloud Storage.
+    Gcs {
+        /// The bucket's name.
+        bucket: String,
+        /// What Berth's keys begin with, without a slash at either end; empty for the whole bucket.
+        prefix: String,
+    },
+    /// A container of Azure Blob Storage.
+    Azure {
+        /// The container's name.
+        container: String,
+        /// What Berth's keys begin with, without a slash at either end; empty for the whole container.
+        prefix: String,
+    },
+}
+
+impl StorageUrl {
+    /// Whether it is a local directory, rather than a bucket that several replicas can reach.
+    pub fn is_directory(&self) -> bool {
+        matches!(self, Self::File(_))
+    }
 }
 
 impl Written for StorageUrl {
     const NAME: &'static str = "StorageUrl";
-    const WANT: &'static str = "\"file:PATH\" or \"s3://BUCKET/PREFIX\"";
+    const WANT: &'static str =
+        "\"file:PATH\", \"s3://BUCKET/PREFIX\", \"gs://BUCKET/PREFIX\" or \"az://CONTAINER/PREFIX\"";
 
     fn read(text: &str) -> Option<Self> {
         if let Some(path) = text.strip_prefix("file:") {
             return read_path(path).map(Self::File);
         }
-        let rest = text.strip_prefix("s3://")?;
-        let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
-        let prefix = prefix.strip_suffix('/').unwrap_or(prefix);
-        let named = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
-        // Letters that every S3-compatible store takes in a key without escaping.
-        let component = |part: &str| !matches!(part, "" | "." | "..") && part.bytes().all(named);
-        let good = component(bucket) && (prefix.is_empty() || prefix.split('/').all(component));
-        good.then(|| Self::S3 { bucket: bucket.to_owned(), prefix: prefix.to_owned() })
+        let (scheme, rest) = text.split_once("://")?;
+        let (bucket, prefix) = read_bucket(rest)?;
+        match scheme {
+            "s3" => Some(Self::S3 { bucket, prefix }),
+            "gs" => Some(Self::Gcs { bucket, prefix }),
+            // There no segment of a name ends with a dot.
+            "az" if !prefix.split('/').any(|part| part.ends_with('.')) => {
+                Some(Self::Azure { container: bucket, prefix })
+            }
+            _ => None,
+        }
     }
 
     fn write(&self) -> String {
-        match self {
-            Self::File(path) => format!("file:{}", path.display()),
-            Self::S3 { bucket, prefix } if prefix.is_empty() => format!("s3://{bucket}"),
-            Self::S3 { bucket, prefix } => format!("s3://{bucket}/{prefix}"),
-        }
+        let (scheme, bucket, prefix) = match self {
+            Self::File(path) => return format!("file:{}", path.display()),
+            Self::S3 { bucket, prefix } => ("s3", bucket, prefix),
+            Self::Gcs { bucket, prefix } => ("gs", bucket, prefix),
+            Self::Azure { container, prefix } => ("az", container, prefix),
+        };
+        let slash = if prefix.is_empty() { "" } else { "/" };
+        format!("{scheme}://{bucket}{slash}{prefix}")
     }
+}
+
+/// A bucket's name, and what Berth's keys in it begin with, without a slash at either end.
+fn read_bucket(text: &str) -> Option<(String, String)> {
+    let (bucket, prefix) = text.split_once('/').unwrap_or((text, ""));
+    let prefix = prefix.strip_suffix('/').unwrap_or(prefix);
+    let named = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
+    // Letters that every store takes in a key without escaping.
+    let component = |part: &str| !matches!(part, "" | "." | "..") && part.bytes().all(named);
+    let good = component(bucket) && (prefix.is_empty() || prefix.split('/').all(component));
+    good.then(|| (bucket.to_owned(), prefix.to_owned()))
 }
 
 /// Where the index is.
@@ -354,59 +395,13 @@ pub enum IndexUrl {
     Embedded,
     /// An embedded database in this directory.
     EmbeddedAt(PathBuf),
-    /// A Redis server.
+    /// One Redis server, or several.
     Redis(RedisUrl),
-}
-
-/// The URL of a Redis server. It may hold a password, so only [`RedisUrl::reveal`] gives all of it.
-#[derive(Clone, PartialEq, Eq)]
-pub struct RedisUrl(String);
-
-impl RedisUrl {
-    /// The whole URL, password and all, for the client that connects.
-    pub fn reveal(&self) -> &str {
-        &self.0
-    }
-
-    /// Whether the connection is encrypted.
-    pub fn is_tls(&self) -> bool {
-        self.0.starts_with("rediss://")
-    }
-
-    /// `redis://[[USER]:PASSWORD@]HOST[:PORT][/DATABASE]`, or `rediss://` with TLS.
-    fn read(text: &str) -> Option<Self> {
-        let rest = text.strip_prefix("redis://").or_else(|| text.strip_prefix("rediss://"))?;
-        let (server, database) = rest.split_once('/').unwrap_or((rest, ""));
-        let (user, host) = server.rsplit_once('@').unwrap_or(("", server));
-        let good = host.parse::<http::uri::Authority>().is_ok()
-            && !host.ends_with(':')
-            && database.bytes().all(|byte| byte.is_ascii_digit())
-            && user.bytes().all(|byte| byte.is_ascii_graphic());
-        good.then(|| Self(text.to_owned()))
-    }
-}
-
-impl fmt::Display for RedisUrl {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Some((before, host)) = self.0.rsplit_once('@') else {
-            return f.write_str(&self.0);
-        };
-        let (scheme, user) = before.split_once("://").unwrap_or_default();
-        let user = user.split(':').next().unwrap_or_default();
-        write!(f, "{scheme}://{user}:{MASK}@{host}")
-    }
-}
-
-impl fmt::Debug for RedisUrl {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
 }
 
 impl Written for IndexUrl {
     const NAME: &'static str = "IndexUrl";
-    const WANT: &'static str =
-        "\"embedded\", \"embedded:PATH\" or \"redis://[USER:PASSWORD@]HOST:PORT/DATABASE\" (rediss:// with TLS)";
+    const WANT: &'static str = "\"embedded\", \"embedded:PATH\", \"redis://[USER:PASSWORD@]HOST:PORT/DATABASE\", \"redis-sentinel://[USER:PASSWORD@]HOST:PORT,HOST:PORT/SERVICE/DATABASE\" or \"redis-cluster://[USER:PASSWORD@]HOST:PORT,HOST:PORT\" (rediss://, rediss-sentinel://, rediss-cluster:// with TLS)";
 
     fn read(text: &str) -> Option<Self> {
         if text == "embedded" {
@@ -415,7 +410,7 @@ impl Written for IndexUrl {
         if let Some(path) = text.strip_prefix("embedded:") {
             return read_path(path).map(Self::EmbeddedAt);
         }
-        RedisUrl::read(text).map(Self::Redis)
+        RedisUrl::parse(text).map(Self::Redis)
     }
 
     fn write(&self) -> String {
@@ -587,10 +582,25 @@ mod tests {
             ("s3://bucket", "s3://bucket"),
             ("s3://bucket/", "s3://bucket"),
             ("s3://bucket/a/b/", "s3://bucket/a/b"),
+            ("gs://bucket", "gs://bucket"),
+            ("gs://bucket/a/", "gs://bucket/a"),
+            ("az://container/a/", "az://container/a"),
         ] {
             assert_eq!(StorageUrl::read(text).unwrap().write(), shown, "{text}");
         }
-        for bad in ["", "file:", "berth-data", "s3://", "s3:///a", "s3://b//a", "s3://b/../a", "s3://b/a b", "gs://b"] {
+        for bad in [
+            "",
+            "file:",
+            "berth-data",
+            "s3://",
+            "s3:///a",
+            "s3://b//a",
+            "s3://b/../a",
+            "s3://b/a b",
+            "gs://",
+            "az://c/a./b",
+            "ftp://b",
+        ] {
             assert_eq!(StorageUrl::read(bad), None, "{bad}");
         }
     }
@@ -615,25 +625,13 @@ mod tests {
             ("embedded", "embedded"),
             ("embedded:/var/lib/index", "embedded:/var/lib/index"),
             ("redis://redis:6379/0", "redis://redis:6379/0"),
-            ("redis://[::1]:6379", "redis://[::1]:6379"),
-            ("redis://berth:p@ss:w@redis:6379/1", "redis://berth:***@redis:6379/1"),
-            ("redis://:secret@redis", "redis://:***@redis"),
             ("rediss://berth:secret@redis/2", "rediss://berth:***@redis/2"),
         ] {
             let url = IndexUrl::read(text).unwrap();
             assert_eq!(url.write(), shown);
             assert!(!format!("{url:?}").contains("secret"));
         }
-        for bad in [
-            "",
-            "embedded:",
-            "redis:",
-            "redis://",
-            "redis://h:",
-            "redis://h/x",
-            "rediss://h/#insecure",
-            "memcached://h",
-        ] {
+        for bad in ["", "embedded:", "redis:", "memcached://h"] {
             assert_eq!(IndexUrl::read(bad), None, "{bad}");
         }
     }

@@ -5,10 +5,13 @@
 //! where it came from, what was found and what is allowed. Nothing here acts on a setting.
 
 mod address;
+mod azure;
 mod error;
 mod events;
+mod gcs;
 mod layout;
 mod pattern;
+mod redis_url;
 mod reference;
 mod rules;
 mod source;
@@ -25,18 +28,23 @@ use std::{
 };
 
 pub use address::{
-    CorsOrigin, IndexUrl, IssuerUrl, KeyPlace, Listen, Namespace, ProxyUrl, Realm, RedisUrl, Site, StorageUrl, UrlStart,
+    CorsOrigin, IndexUrl, IssuerUrl, KeyPlace, Listen, Namespace, ProxyUrl, Realm, Site, StorageUrl, UrlStart,
 };
+pub use azure::{AccessTier, Azure};
 pub use error::{ConfigError, Origin};
 pub use events::{
     Endpoint, EndpointUrl, EventAction, EventFormat, Events, Headers, ServiceAccount, Topic, WebhookSecrets,
 };
+pub use gcs::Gcs;
 pub use pattern::{AgentPattern, ClaimPattern, MediaTypePattern, RepositoryPattern, TagPattern};
+pub use redis_url::{RedisLayout, RedisUrl};
 pub use reference::reference;
-pub use text::{FilePath, Keys, MASK, PrivateKey, Secret, StorageClass, Text, Word, Written};
+pub use text::{
+    CdnKey, FilePath, GoogleCredentials, KeyName, Keys, MASK, PrivateKey, Secret, StorageClass, Text, Word, Written,
+};
 pub use tree::{
     Admin, Anonymous, Auth, Cdn, CdnKind, Config, Index, Limits, Log, LogFormat, Oidc, Proxy, Redirect, Role, Rule, S3,
-    S3Checksum, S3Encryption, Server, Storage, Tags, Tls, TlsVersion, Token, TokenIssuer,
+    S3Checksum, S3Encryption, Sentinel, Server, Storage, Tags, Tls, TlsVersion, Token, TokenIssuer,
 };
 pub use units::{Ceiling, LogFilter, Size};
 pub use who::{Member, Who};

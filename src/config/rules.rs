@@ -7,9 +7,12 @@ use std::{net::SocketAddr, ops::RangeInclusive, time::Duration};
 use super::{
     Sources,
     address::{IndexUrl, Listen, StorageUrl},
+    azure::Azure,
     error::ConfigError,
+    gcs::Gcs,
+    redis_url::RedisLayout,
     text::Written,
-    tree::{Anonymous, Config, S3, S3Encryption, TlsVersion},
+    tree::{Anonymous, CdnKind, Config, S3, S3Encryption, TlsVersion},
     units::Size,
     who::Who,
 };
@@ -20,7 +23,7 @@ const SHORTEST_TOKEN: Duration = Duration::from_secs(60);
 const LONGEST_TOKEN: Duration = Duration::from_secs(24 * 3600);
 
 /// How long a URL for a redirect may live. Below ten seconds a slow client would find it dead; seven days is the
-/// most that S3 signs for: <https://docs.aws.amazon.com/AmazonS3/latest/API/sigv4-query-string-auth.html>.
+/// most that S3 and GCS sign for: <https://docs.aws.amazon.com/AmazonS3/latest/API/sigv4-query-string-auth.html>.
 const REDIRECT_TTL: RangeInclusive<Duration> = Duration::from_secs(10)..=Duration::from_secs(7 * 24 * 3600);
 
 /// How often the bucket may be looked through. Less than a second would be one look that never ends; in more than
@@ -44,7 +47,9 @@ pub(super) fn check(config: &Config, sources: &Sources) -> Result<(), ConfigErro
     check_token_keys(config, sources)?;
     check_tls(config, sources)?;
     check_index(config, sources)?;
+    check_stores(config, sources)?;
     check_s3(config, sources)?;
+    check_azure(config, sources)?;
     check_proxy(config, sources)?;
     check_redirect(config, sources)?;
     check_collect(config, sources)?;
@@ -132,7 +137,7 @@ fn check_token_lives(config: &Config, sources: &Sources) -> Result<(), ConfigErr
 /// Replicas over a bucket have to share keys. Where anybody may do anything, nobody needs a token, and where
 /// others issue them, nobody needs a key.
 fn check_token_keys(config: &Config, sources: &Sources) -> Result<(), ConfigError> {
-    let is_remote = matches!(*config.storage.url, StorageUrl::S3 { .. });
+    let is_remote = !config.storage.url.is_directory();
     let token = &config.auth.token;
     let needs_none = token.keys.is_some() || token.realm.is_some() || config.auth.anonymous == Anonymous::Admin;
     if !is_remote || needs_none {
@@ -168,7 +173,7 @@ fn check_tls(config: &Config, sources: &Sources) -> Result<(), ConfigError> {
 
 fn check_index(config: &Config, sources: &Sources) -> Result<(), ConfigError> {
     let index = &config.index;
-    if *index.url == IndexUrl::Embedded && matches!(*config.storage.url, StorageUrl::S3 { .. }) {
+    if *index.url == IndexUrl::Embedded && !config.storage.url.is_directory() {
         let found =
             format!("found \"embedded\", and storage.url ({}) is no directory to keep it in", config.storage.url);
         return refuse(sources, "index.url", found, "want \"embedded:PATH\" or \"redis://HOST:PORT/DATABASE\"");
@@ -177,7 +182,27 @@ fn check_index(config: &Config, sources: &Sources) -> Result<(), ConfigError> {
         let found = format!("found \"{}\" with an index.margin of \"{}\"", index.write_deadline, index.margin);
         return refuse(sources, "index.write_deadline", found, "want more than twice index.margin");
     }
+    check_sentinel(config, sources)?;
     check_index_tls(config, sources)
+}
+
+fn check_sentinel(config: &Config, sources: &Sources) -> Result<(), ConfigError> {
+    let (url, sentinel) = (&config.index.url, &config.index.sentinel);
+    let (user, password) = (sentinel.user.is_some(), sentinel.password.is_some());
+    let has_sentinels = matches!(&**url, IndexUrl::Redis(url) if matches!(url.layout(), RedisLayout::Sentinel { .. }));
+    let given = [("user", user), ("password", password)].into_iter().find(|(_, is_set)| *is_set);
+    match given {
+        Some((name, _)) if !has_sentinels => {
+            let found = format!("found while index.url is \"{url}\"");
+            let want = "want a redis-sentinel:// URL in index.url, or nothing in [index.sentinel]";
+            refuse(sources, &format!("index.sentinel.{name}"), found, want)
+        }
+        _ if user && !password => {
+            let found = "found without index.sentinel.password".to_owned();
+            refuse(sources, "index.sentinel.user", found, "want index.sentinel.password with it")
+        }
+        _ => Ok(()),
+    }
 }
 
 fn check_index_tls(config: &Config, sources: &Sources) -> Result<(), ConfigError> {
@@ -186,7 +211,7 @@ fn check_index_tls(config: &Config, sources: &Sources) -> Result<(), ConfigError
     let files = [("ca", &index.ca), ("certificate", &index.certificate), ("key", &index.key)];
     if let Some((name, _)) = files.iter().find(|(_, file)| file.is_some() && !is_tls) {
         let found = format!("found while index.url is \"{}\"", index.url);
-        return refuse(sources, &format!("index.{name}"), found, "want a rediss:// URL in index.url, or not this");
+        return refuse(sources, &format!("index.{name}"), found, "want a rediss URL in index.url, or not this");
     }
     let (given, missing) = match (&index.certificate, &index.key) {
         (Some(_), None) => ("certificate", "key"),
@@ -197,13 +222,26 @@ fn check_index_tls(config: &Config, sources: &Sources) -> Result<(), ConfigError
     refuse(sources, &format!("index.{given}"), found, "want both or neither")
 }
 
-fn check_s3(config: &Config, sources: &Sources) -> Result<(), ConfigError> {
-    // A forgotten storage.url would otherwise keep a registry that was meant for a bucket in a directory.
-    let set = sources.first_under("storage.s3").filter(|_| config.storage.s3 != S3::default());
-    if let (StorageUrl::File(_), Some(key)) = (&*config.storage.url, set) {
-        let found = format!("found while storage.url is \"{}\"", config.storage.url);
-        return refuse(sources, &key, found, "want an s3:// URL in storage.url, or nothing in [storage.s3]");
+/// A forgotten storage.url would otherwise keep a registry that was meant for a bucket in a directory.
+fn check_stores(config: &Config, sources: &Sources) -> Result<(), ConfigError> {
+    let storage = &config.storage;
+    let stores = [
+        ("s3", "an s3://", storage.s3 != S3::default(), matches!(*storage.url, StorageUrl::S3 { .. })),
+        ("gcs", "a gs://", storage.gcs != Gcs::default(), matches!(*storage.url, StorageUrl::Gcs { .. })),
+        ("azure", "an az://", storage.azure != Azure::default(), matches!(*storage.url, StorageUrl::Azure { .. })),
+    ];
+    for (name, scheme, is_set, is_used) in stores {
+        let set = sources.first_under(&format!("storage.{name}")).filter(|_| is_set && !is_used);
+        if let Some(key) = set {
+            let found = format!("found while storage.url is \"{}\"", storage.url);
+            let allowed = format!("want {scheme} URL in storage.url, or nothing in [storage.{name}]");
+            return refuse(sources, &key, found, &allowed);
+        }
     }
+    Ok(())
+}
+
+fn check_s3(config: &Config, sources: &Sources) -> Result<(), ConfigError> {
     let s3 = &config.storage.s3;
     let (id, secret) = (s3.access_key_id.is_some(), s3.secret_access_key.is_some());
     let kms = s3.encryption == S3Encryption::Kms;
@@ -223,6 +261,15 @@ fn check_s3(config: &Config, sources: &Sources) -> Result<(), ConfigError> {
     Ok(())
 }
 
+fn check_azure(config: &Config, sources: &Sources) -> Result<(), ConfigError> {
+    let azure = &config.storage.azure;
+    if azure.account_key.is_none() || azure.sas.is_none() {
+        return Ok(());
+    }
+    let found = "found with storage.azure.account_key".to_owned();
+    refuse(sources, "storage.azure.sas", found, "want one of them, or neither")
+}
+
 fn check_proxy(config: &Config, sources: &Sources) -> Result<(), ConfigError> {
     if config.proxy.no_proxy.is_empty() || config.proxy.url.is_some() {
         return Ok(());
@@ -237,26 +284,39 @@ fn check_redirect(config: &Config, sources: &Sources) -> Result<(), ConfigError>
         let (least, most) = (REDIRECT_TTL.start().write(), REDIRECT_TTL.end().write());
         return refuse(sources, "redirect.ttl", found, &format!("want \"{least}\" to \"{most}\""));
     }
+    check_cdn(config, sources)
+}
+
+/// A CDN is all there or not at all, with the settings of its own kind and no others.
+fn check_cdn(config: &Config, sources: &Sources) -> Result<(), ConfigError> {
     let cdn = &config.redirect.cdn;
+    let kind = cdn.kind.unwrap_or(CdnKind::CloudFront);
     let parts = [
-        ("kind", cdn.kind.is_some()),
-        ("url", cdn.url.is_some()),
-        ("key_pair_id", cdn.key_pair_id.is_some()),
-        ("private_key", cdn.private_key.is_some()),
+        ("kind", cdn.kind.is_some(), true),
+        ("url", cdn.url.is_some(), true),
+        ("key_pair_id", cdn.key_pair_id.is_some(), kind == CdnKind::CloudFront),
+        ("private_key", cdn.private_key.is_some(), kind == CdnKind::CloudFront),
+        ("key_name", cdn.key_name.is_some(), kind == CdnKind::CloudCdn),
+        ("key", cdn.key.is_some(), kind == CdnKind::CloudCdn),
     ];
-    let Some((given, _)) = parts.iter().find(|(_, is_set)| *is_set) else { return Ok(()) };
+    let Some((given, ..)) = parts.iter().find(|(_, is_set, _)| *is_set) else { return Ok(()) };
     let key = format!("redirect.cdn.{given}");
-    if let Some((missing, _)) = parts.iter().find(|(_, is_set)| !is_set) {
-        let found = format!("found without redirect.cdn.{missing}");
-        return refuse(sources, &key, found, "want all of kind, url, key_pair_id and private_key, or none");
+    let all = match kind {
+        CdnKind::CloudFront => "want all of kind, url, key_pair_id and private_key, or none",
+        CdnKind::CloudCdn => "want all of kind, url, key_name and key, or none",
+    };
+    if let Some((missing, ..)) = parts.iter().find(|(_, is_set, is_needed)| *is_needed && !is_set) {
+        return refuse(sources, &key, format!("found without redirect.cdn.{missing}"), all);
     }
-    match &*config.storage.url {
-        StorageUrl::S3 { .. } => Ok(()),
-        StorageUrl::File(_) => {
-            let found = format!("found while storage.url is \"{}\"", config.storage.url);
-            refuse(sources, &key, found, "want an s3:// URL in storage.url, or nothing in [redirect.cdn]")
-        }
+    if let Some((foreign, ..)) = parts.iter().find(|(_, is_set, is_needed)| *is_set && !is_needed) {
+        let found = "found with a redirect.cdn.kind that has none".to_owned();
+        return refuse(sources, &format!("redirect.cdn.{foreign}"), found, all);
     }
+    if !config.storage.url.is_directory() {
+        return Ok(());
+    }
+    let found = format!("found while storage.url is \"{}\"", config.storage.url);
+    refuse(sources, &key, found, "want a bucket in storage.url, or nothing in [redirect.cdn]")
 }
 
 fn check_collect(config: &Config, sources: &Sources) -> Result<(), ConfigError> {
@@ -284,7 +344,9 @@ fn check_collect(config: &Config, sources: &Sources) -> Result<(), ConfigError> 
 fn check_upload_memory(config: &Config, sources: &Sources) -> Result<(), ConfigError> {
     let (least, allowed) = match *config.storage.url {
         StorageUrl::File(_) => (Size(8 << 20), "want at least \"8MiB\", two parts of a blob in a directory"),
-        StorageUrl::S3 { .. } => (Size(32 << 20), "want at least \"32MiB\", two parts of a blob in S3"),
+        StorageUrl::S3 { .. } | StorageUrl::Gcs { .. } | StorageUrl::Azure { .. } => {
+            (Size(32 << 20), "want at least \"32MiB\", two parts of a blob in a bucket")
+        }
     };
     let memory = *config.limits.upload_memory;
     if memory >= least {

@@ -10,6 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use base64::{Engine, engine::general_purpose::URL_SAFE};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
@@ -152,6 +153,80 @@ impl Written for PrivateKey {
     }
 }
 
+/// A key that Cloud CDN shares, shown to nobody: 16 bytes.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct CdnKey([u8; 16]);
+
+impl CdnKey {
+    /// The key itself, for the one place that needs it.
+    pub fn reveal(&self) -> [u8; 16] {
+        self.0
+    }
+}
+
+impl Written for CdnKey {
+    const NAME: &'static str = "CdnKey";
+    const WANT: &'static str = "16 bytes in base64 for URLs: 24 letters, digits, - and _, the last two of them =";
+
+    fn read(text: &str) -> Option<Self> {
+        URL_SAFE.decode(text.trim_end()).ok()?.try_into().ok().map(Self)
+    }
+
+    fn write(&self) -> String {
+        MASK.to_owned()
+    }
+}
+
+/// The name of such a key.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct KeyName(String);
+
+impl Deref for KeyName {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Written for KeyName {
+    const NAME: &'static str = "KeyName";
+    const WANT: &'static str = "a key's name: up to 63 letters, digits, _ and -";
+
+    fn read(text: &str) -> Option<Self> {
+        let good = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-'));
+        (good && (1..=63).contains(&text.len())).then(|| Self(text.to_owned()))
+    }
+
+    fn write(&self) -> String {
+        self.0.clone()
+    }
+}
+
+/// Credentials as Google gives them out, shown to nobody.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct GoogleCredentials(String);
+
+impl GoogleCredentials {
+    /// The JSON itself, for the one place that needs it.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Written for GoogleCredentials {
+    const NAME: &'static str = "GoogleCredentials";
+    const WANT: &'static str = "the JSON of a service account's key or of a workload identity, as Google gives it out";
+
+    fn read(text: &str) -> Option<Self> {
+        text.trim_start().starts_with('{').then(|| Self(text.to_owned()))
+    }
+
+    fn write(&self) -> String {
+        MASK.to_owned()
+    }
+}
+
 /// The path of a file; a relative one starts at the working directory.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct FilePath(PathBuf);
@@ -209,7 +284,7 @@ impl Written for Word {
     }
 }
 
-/// A storage class of S3, or of a store that has its own.
+/// A storage class of S3 or GCS, or of a store that has its own.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct StorageClass(String);
 

@@ -11,9 +11,11 @@ use super::{
     address::{
         CorsOrigin, IndexUrl, IssuerUrl, KeyPlace, Listen, Namespace, ProxyUrl, Realm, Site, StorageUrl, UrlStart,
     },
+    azure::Azure,
     events::Events,
+    gcs::Gcs,
     pattern::{AgentPattern, ClaimPattern, RepositoryPattern, TagPattern},
-    text::{FilePath, Keys, PrivateKey, Secret, StorageClass, Text, Word},
+    text::{CdnKey, FilePath, KeyName, Keys, PrivateKey, Secret, StorageClass, Text, Word},
     units::{Ceiling, LogFilter, Size},
     who::{Member, Who},
 };
@@ -86,13 +88,18 @@ pub struct Admin {
 #[serde(default, deny_unknown_fields)]
 pub struct Storage {
     /// Where the bucket is: `file:PATH` is a local directory (a relative path starts at the working
-    /// directory), `s3://BUCKET/PREFIX` a bucket of S3 or of a store that speaks its protocol.
+    /// directory), `s3://BUCKET/PREFIX` a bucket of S3 or of a store that speaks its protocol, `gs://BUCKET/PREFIX`
+    /// one of Google Cloud Storage, `az://CONTAINER/PREFIX` a container of Azure Blob Storage.
     pub url: Text<StorageUrl>,
     /// Whether a write to a local directory is on disk (fsync) before it is acknowledged. Without it a power
     /// failure can lose pushes that were acknowledged.
     pub sync: bool,
     /// How to reach an S3-compatible store. Only for an `s3://` URL.
     pub s3: S3,
+    /// How to reach Google Cloud Storage. Only for a `gs://` URL.
+    pub gcs: Gcs,
+    /// How to reach Azure Blob Storage. Only for an `az://` URL.
+    pub azure: Azure,
 }
 
 /// `[storage.s3]`
@@ -195,10 +202,10 @@ pub struct Proxy {
 #[serde(default, deny_unknown_fields)]
 pub struct Redirect {
     /// Whether a client that pulls a blob is sent (307) to the bucket for its bytes, by a URL that is signed for
-    /// it. Clients must be able to reach the bucket then: see `storage.s3.public_endpoint`. A local directory
+    /// it. Clients must be able to reach the bucket then: see the `public_endpoint` of each kind of store. A local directory
     /// has no such URLs, and Berth sends the bytes itself.
     pub enabled: bool,
-    /// For how long such a URL can be fetched, `10s` to `168h`, the most that S3 takes. For as long, at most,
+    /// For how long such a URL can be fetched, `10s` to `168h`, the most that S3 and GCS take. For as long, at most,
     /// one who has lost the right to pull can still fetch a blob by a URL that was given out before.
     pub ttl: Text<Duration>,
     /// Berth sends the bytes of smaller blobs itself.
@@ -219,29 +226,40 @@ pub struct Redirect {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Cdn {
-    /// Whose CDN it is, and so how its URLs are signed. The other keys here go with it.
+    /// Whose CDN it is, and so how its URLs are signed. `redirect.cdn.url` goes with it, and for `cloudfront`
+    /// `key_pair_id` and `private_key`, for `cloud-cdn` `key_name` and `key`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kind: Option<CdnKind>,
     /// What its URLs begin with, up to where the bucket's own keys begin (`data/…`): with the prefix of
     /// `storage.url`, unless the CDN adds that itself.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub url: Option<Text<UrlStart>>,
-    /// The id that the CDN gave to the public key.
+    /// The id that CloudFront gave to the public key.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub key_pair_id: Option<Text<Word>>,
-    /// The private key that signs, in PEM: for CloudFront an RSA key of 2048 bits, or one of ECDSA on P-256.
+    /// The private key that signs for CloudFront, in PEM: RSA of 2048 bits, or ECDSA on P-256.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend("x-secret" = true))]
     pub private_key: Option<Text<PrivateKey>>,
+    /// The name that the key has in Cloud CDN.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key_name: Option<Text<KeyName>>,
+    /// The key that signs for Cloud CDN: the 16 bytes that it was given, in base64 for URLs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-secret" = true))]
+    pub key: Option<Text<CdnKey>>,
 }
 
 /// Whose CDN is in front of the bucket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
-#[schemars(inline, extend("x-want" = "\"cloudfront\", the only one there is so far"))]
+#[schemars(inline)]
 pub enum CdnKind {
     /// Amazon's.
     CloudFront,
+    /// Google's.
+    #[serde(rename = "cloud-cdn")]
+    CloudCdn,
 }
 
 /// `[index]`
@@ -250,20 +268,23 @@ pub enum CdnKind {
 pub struct Index {
     /// Where the index is: `embedded` is a database in `.index` in the directory of a `file:` bucket,
     /// `embedded:PATH` one in a directory of its own, for a single replica; several replicas share a
-    /// `redis://` server, or a `rediss://` one by TLS. A URL with a password is best read from a file.
+    /// `redis://` server, the master that Sentinels name (`redis-sentinel://`), or a cluster (`redis-cluster://`);
+    /// each with `rediss` by TLS. A URL with a password is best read from a file.
     #[schemars(extend("x-secret" = true))]
     pub url: Text<IndexUrl>,
     /// What each key in Redis begins with. Registries that share a server have one each.
     pub namespace: Text<Namespace>,
-    /// The file of certificates, in PEM, that vouch for a `rediss://` server. Where it is not set, the system's do.
+    /// The file of certificates, in PEM, that vouch for the servers of a `rediss` URL. Where it is not set, the system's do.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ca: Option<Text<PathBuf>>,
-    /// The file with the certificate, in PEM, by which Berth says to a `rediss://` server who it is.
+    /// The file with the certificate, in PEM, by which Berth says to the servers of a `rediss` URL who it is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub certificate: Option<Text<PathBuf>>,
     /// The file with the certificate's private key, in PEM. It goes with `index.certificate`: both or neither.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub key: Option<Text<PathBuf>>,
+    /// Who Berth is to Sentinels. Only for a `redis-sentinel://` URL.
+    pub sentinel: Sentinel,
     /// For how long a replica believes the index without looking again at the bucket.
     pub lease: Text<Duration>,
     /// How long a write to the bucket may take before it no longer counts. More than twice `index.margin`.
@@ -271,6 +292,19 @@ pub struct Index {
     /// How far the store's clock may be off, and how long a small object that it received may take to become
     /// visible.
     pub margin: Text<Duration>,
+}
+
+/// `[index.sentinel]`
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Sentinel {
+    /// The user that logs in to the Sentinels, where it is not `default`. The one in `index.url` logs in to Redis.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user: Option<Text<Word>>,
+    /// The password for the Sentinels. Where it is not set they ask for none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-secret" = true))]
+    pub password: Option<Text<Secret>>,
 }
 
 /// `[tls]`
@@ -499,10 +533,10 @@ pub struct Limits {
     /// How many requests are in flight at once.
     pub requests: NonZeroU32,
     /// How much memory all uploads together use for bytes on their way to the bucket, beside 64 KiB for each.
-    /// At least two parts: `32MiB` for S3, `8MiB` for a directory.
+    /// At least two parts: `32MiB` for a bucket, `8MiB` for a directory.
     pub upload_memory: Text<Size>,
     /// A directory, made if it is missing, for bytes on their way to the bucket that `limits.upload_memory` has no
-    /// room for: at most one part (16 MiB for S3) of each upload in progress. A client that sends slowly then keeps
+    /// room for: at most one part (16 MiB for a bucket) of each upload in progress. A client that sends slowly then keeps
     /// no memory from the others. Without it uploads wait for each other's memory, the slow ones first.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub upload_scratch: Option<PathBuf>,
@@ -552,7 +586,7 @@ impl Config {
         match (&*self.index.url, &*self.storage.url) {
             (IndexUrl::EmbeddedAt(path), _) => Some(path.clone()),
             (IndexUrl::Embedded, StorageUrl::File(path)) => Some(path.join(".index")),
-            (IndexUrl::Embedded, StorageUrl::S3 { .. }) | (IndexUrl::Redis(_), _) => None,
+            (IndexUrl::Embedded, _) | (IndexUrl::Redis(_), _) => None,
         }
     }
 }
@@ -591,7 +625,13 @@ impl Default for Token {
 
 impl Default for Storage {
     fn default() -> Self {
-        Self { url: Text(StorageUrl::File("berth-data".into())), sync: true, s3: S3::default() }
+        Self {
+            url: Text(StorageUrl::File("berth-data".into())),
+            sync: true,
+            s3: S3::default(),
+            gcs: Gcs::default(),
+            azure: Azure::default(),
+        }
     }
 }
 
@@ -619,6 +659,7 @@ impl Default for Index {
             ca: None,
             certificate: None,
             key: None,
+            sentinel: Sentinel::default(),
             lease: seconds(5),
             write_deadline: seconds(10),
             margin: seconds(3),

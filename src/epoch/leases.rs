@@ -6,7 +6,7 @@
 use std::{
     sync::{
         Arc, Mutex, Weak,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -217,6 +217,7 @@ impl Leases {
         let Some(newest) = newest_epoch(&*self.store).await? else { return Ok(Standing::Fresh) };
         // In trouble the old connection has had its chance: a server that is gone may never say that it is.
         let held = self.held().filter(|lease| lease.epoch == newest && self.trouble.borrow().is_none());
+        let held = held.filter(|lease| !lease.is_unserved.load(Ordering::Acquire));
         if let Some(lease) = held
             && self.renew(&lease, asked).await?
         {
@@ -238,6 +239,7 @@ impl Leases {
             until: AtomicU64::new(asked + self.timing.lease.as_millis() as u64),
             settled: (0..record.shards.div_ceil(64)).map(|_| AtomicU64::new(0)).collect(),
             record,
+            is_unserved: AtomicBool::new(false),
             keeper: Arc::downgrade(self),
         });
         let questions = [lease.ask_fence(), Ask::Value(lease.names.settled())];

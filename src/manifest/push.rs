@@ -60,7 +60,9 @@ impl Repository {
         };
         if let Copy::Ours(object) = copy {
             let key = self.manifest_key(&push.digest, object);
-            self.store().put(&key, vec![push.bytes.clone()], None).await?;
+            // With a deadline it is sent only once: a first attempt that was given up for lost could arrive after the
+            // manifest was pushed by the second, and deleted, and an index that is lost then would find it.
+            self.store().put(&key, vec![push.bytes.clone()], Some(reserved.fact.deadline)).await?;
         }
         let state = state_of(&push, &reserved);
         if reserved.fact.tags.is_empty() {

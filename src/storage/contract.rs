@@ -61,7 +61,7 @@ pub enum Promise {
 pub enum Kept {
     /// It was.
     Yes,
-    /// Nobody asks it of this store: nothing is signed for a directory.
+    /// Nobody asks it of this store: nothing is signed for a directory, uploads to Azure have no names.
     NotAsked,
 }
 
@@ -184,12 +184,13 @@ impl Promise {
         Box::pin(self.try_all(subject)).await.map(|()| Kept::Yes)
     }
 
-    /// Whether Berth asks this of the store: nothing is signed for a directory.
+    /// Whether Berth asks this of the store.
     async fn is_asked(self, subject: &Subject) -> Result<bool, Broken> {
         let key = self.key(0)?;
         Ok(match self {
             Self::SignedReads | Self::ExpiredReads => subject.store.sign(&key, SHORT_LIFE).await?.is_some(),
             Self::ExpiredRemovals => subject.store.sign_delete(&key, subject.soon()).await?.is_some(),
+            Self::ReplacedParts | Self::GivenUpUploads => subject.store.names_uploads(),
             _ => true,
         })
     }

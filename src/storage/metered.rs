@@ -82,6 +82,10 @@ impl Store for MeteredStore {
         self.inner.max_parts()
     }
 
+    fn names_uploads(&self) -> bool {
+        self.inner.names_uploads()
+    }
+
     fn now(&self) -> StoreTime {
         self.inner.now()
     }

@@ -4,7 +4,11 @@
 //! repositories' rules. A key is written at most once and never reused, so no store has to offer
 //! conditional writes; what comes too late is recognised by time instead (see [`Store::put`]).
 
+mod kept;
+
+pub mod azure;
 pub mod contract;
+pub mod gcs;
 pub mod key;
 pub mod local;
 pub mod metered;
@@ -171,6 +175,12 @@ pub trait Store: fmt::Debug + Send + Sync {
 
     /// The most parts that one upload may have.
     fn max_parts(&self) -> usize;
+
+    /// Whether each upload in parts has a name of its own, so that nothing can be done with one that is over. Where
+    /// it has none, the key is the upload: of parts that were replaced, those that complete it are its bytes.
+    fn names_uploads(&self) -> bool {
+        true
+    }
 
     /// The store's time now: its last `Date`, carried forward by the monotonic clock. For a directory the
     /// machine's clock.

@@ -4,15 +4,15 @@
 //! versioning, no bulk deletes. It must not copy, rename, or list all of a bucket to answer for a part of it.
 
 mod check;
-mod clock;
+pub(super) mod clock;
 mod credentials;
-mod fault;
+pub(super) mod fault;
 mod options;
 mod pace;
 mod place;
-mod reading;
+pub(super) mod reading;
 mod removal;
-mod transport;
+pub(super) mod transport;
 
 use std::{ops::Range, sync::Arc, time::Duration};
 
@@ -37,7 +37,6 @@ use fault::{explain, is_in_the_way, is_too_busy, pause_before};
 pub use options::{AccessKey, Checksum, Egress, Encryption, Patience, S3Options};
 use place::Place;
 use transport::Transport;
-pub use transport::signed_url_client;
 
 use crate::outbound::text_of;
 
@@ -78,7 +77,7 @@ pub struct S3 {
     /// object look as if it had come too late.
     once: AmazonS3,
     /// For streaming. It tries again only what fails at the beginning: the rest is for [`reading`].
-    bodies: AmazonS3,
+    bodies: Arc<dyn ObjectStore>,
     /// For URLs that clients are given, at the public endpoint. It sends nothing.
     public: AmazonS3,
 }
@@ -89,7 +88,7 @@ impl S3 {
     /// # Errors
     /// One line that names the bucket, what went wrong, and what to set or grant.
     pub async fn open(options: S3Options) -> Result<Self, StorageError> {
-        let transport = Transport::new(&options.egress, options.patience)?;
+        let transport = Transport::new(&options.egress.as_aws_tools_would(), options.patience)?;
         let place = Place::find(&options, &transport).await?;
         let credentials = place.credentials.clone();
         let name = format!("the bucket {:?} at {}", options.bucket, place.url);
@@ -107,7 +106,7 @@ impl S3 {
             writes: handle(write, RETRIES, write * 2)?,
             completions: handle(complete, RETRIES, complete * 2)?,
             once: handle(call, 0, call)?,
-            bodies: handle(call, RETRIES, call)?,
+            bodies: Arc::new(handle(call, RETRIES, call)?),
             public: build(&options, &place.region, &place.public_url, &credentials, &transport, retry(0, call))
                 .map_err(failed)?,
             name,
@@ -176,6 +175,16 @@ impl S3 {
     }
 }
 
+/// A client by which the bucket's signed URLs can be asked for as Berth's own requests are: with the same
+/// certificates and the same proxy, and with no credentials.
+///
+/// # Errors
+/// One line that says which of the options can't be used.
+pub fn signed_url_client(options: &S3Options) -> Result<reqwest::Client, StorageError> {
+    let site = options.public_endpoint.as_ref().or(options.endpoint.as_ref());
+    transport::client_for(site, &options.egress.as_aws_tools_would(), options.patience)
+}
+
 fn retry(max_retries: usize, retry_timeout: Duration) -> RetryConfig {
     let backoff = BackoffConfig { max_backoff: Duration::from_secs(2), ..Default::default() };
     RetryConfig { backoff, max_retries, retry_timeout }
@@ -223,8 +232,10 @@ fn encryption_settings(encryption: &Encryption) -> Vec<(&'static str, String)> {
     }
 }
 
+/// In whole seconds: all that a HEAD can say. A store whose listings say more would have one answer to whether a
+/// revision counts for the writer that asks about it, and another for the readers that list it.
 fn stat_of(object: &ObjectMeta) -> Stat {
-    Stat { size: object.size, modified: StoreTime(object.last_modified.timestamp_millis().unsigned_abs()) }
+    Stat { size: object.size, modified: StoreTime(object.last_modified.timestamp().unsigned_abs() * 1000) }
 }
 
 #[async_trait]
@@ -305,7 +316,7 @@ impl Store for S3 {
     }
 
     async fn read(&self, key: &Key, range: Option<Range<u64>>) -> Result<ByteStream, StorageError> {
-        reading::read(self.bodies.clone(), self.path(key)?, key.to_string(), range).await
+        reading::read(Arc::clone(&self.bodies), self.path(key)?, key.to_string(), range).await
     }
 
     async fn stat(&self, key: &Key) -> Result<Option<Stat>, StorageError> {

@@ -132,6 +132,8 @@ fn every_example_of_settings_is_accepted() {
             let key = "key = \"-----BEGIN PRIVATE KEY-----\"";
             let block = block
                 .replace("private_key_file = \"/etc/berth/cloudfront.pem\"", &format!("private_{key}"))
+                .replace("key_file = \"/etc/berth/cdn.key\"", "key = \"AAAAAAAAAAAAAAAAAAAAAA==\"")
+                .replace("credentials_file = \"/etc/berth/google.json\"", "credentials = \"{}\"")
                 .replace("keys_file = \"/etc/berth/keys.pem\"", &key.replace("key =", "keys ="));
             if let Err(error) = berth::config::Config::parse(Path::new("example.toml"), &block) {
                 panic!("{}: {error}", path.display());

@@ -29,6 +29,8 @@ pub(crate) struct Setup {
     pub(crate) environment: Vec<(String, String)>,
     /// Where `strace` writes what the server calls.
     pub(crate) trace: Option<PathBuf>,
+    /// The binary, where it isn't the one that was built with the tests.
+    pub(crate) binary: Option<PathBuf>,
 }
 
 impl Setup {
@@ -68,7 +70,7 @@ impl Setup {
     pub(crate) fn refused(self) -> (ExitStatus, String) {
         let scratch = TempDir::new().unwrap();
         let directory = self.directory.clone().unwrap_or_else(|| scratch.path().join("data"));
-        let output = command(&self, &directory).output().unwrap();
+        let output = bare(&self, &directory).arg("serve").output().unwrap();
         (output.status, String::from_utf8(output.stderr).unwrap())
     }
 }
@@ -172,7 +174,7 @@ impl Berth {
     fn launch(&mut self) {
         let before = self.log().len();
         let log = fs::File::options().create(true).append(true).open(self.scratch.path().join("log")).unwrap();
-        self.child = Some(command(&self.setup, &self.directory).stderr(log).spawn().unwrap());
+        self.child = Some(bare(&self.setup, &self.directory).arg("serve").stderr(log).spawn().unwrap());
         self.public = self.announced(before, "public");
         self.admin = self.announced(before, "admin");
     }
@@ -214,10 +216,10 @@ impl Drop for Berth {
     }
 }
 
-/// The command that serves `directory`, on ports that the system chooses, with nothing of our environment
-/// that is a setting.
-fn command(setup: &Setup, directory: &Path) -> Command {
-    let binary = env!("CARGO_BIN_EXE_berth");
+/// The binary with settings that put `directory` on ports that the system chooses, and nothing of our environment
+/// that is a setting; what it is to do is still to be said.
+pub(crate) fn bare(setup: &Setup, directory: &Path) -> Command {
+    let binary = setup.binary.clone().unwrap_or_else(|| env!("CARGO_BIN_EXE_berth").into());
     let mut command = match &setup.trace {
         Some(trace) => {
             let mut command = strace::command(trace);
@@ -230,7 +232,6 @@ fn command(setup: &Setup, directory: &Path) -> Command {
         command.env_remove(name);
     }
     command
-        .arg("serve")
         .env("BERTH_STORAGE__URL", format!("file:{}", directory.display()))
         .env("BERTH_SERVER__LISTEN", "127.0.0.1:0")
         .env("BERTH_ADMIN__LISTEN", "127.0.0.1:0")

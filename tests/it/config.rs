@@ -160,12 +160,12 @@ fn each_mistake_is_one_line() {
         (
             "[storage]\nurl = \"ftp://x\"",
             &[],
-            "storage.url (DIR/berth.toml:2): found \"ftp://x\"; want \"file:PATH\" or \"s3://BUCKET/PREFIX\"",
+            "storage.url (DIR/berth.toml:2): found \"ftp://x\"; want \"file:PATH\", \"s3://BUCKET/PREFIX\", \"gs://BUCKET/PREFIX\" or \"az://CONTAINER/PREFIX\"",
         ),
         (
             "storage.url = 5",
             &[],
-            "storage.url (DIR/berth.toml:1): found 5; want \"file:PATH\" or \"s3://BUCKET/PREFIX\"",
+            "storage.url (DIR/berth.toml:1): found 5; want \"file:PATH\", \"s3://BUCKET/PREFIX\", \"gs://BUCKET/PREFIX\" or \"az://CONTAINER/PREFIX\"",
         ),
         ("storage = 5", &[], "storage (DIR/berth.toml:1): found a value; want a table"),
         (
@@ -216,7 +216,7 @@ fn each_mistake_is_one_line() {
         (
             "storage.url = \"s3://bucket\"\nindex.url = \"redis://r\"\n",
             &[("BERTH_LIMITS__UPLOAD_MEMORY", "31MiB")],
-            "limits.upload_memory (BERTH_LIMITS__UPLOAD_MEMORY): found \"31MiB\"; want at least \"32MiB\", two parts of a blob in S3",
+            "limits.upload_memory (BERTH_LIMITS__UPLOAD_MEMORY): found \"31MiB\"; want at least \"32MiB\", two parts of a blob in a bucket",
         ),
         (
             "",
@@ -336,17 +336,27 @@ fn each_mistake_is_one_line() {
         (
             "",
             &[("BERTH_INDEX__URL", "redisss://u:pass@h")],
-            "index.url (BERTH_INDEX__URL): found ***; want \"embedded\", \"embedded:PATH\" or \"redis://[USER:PASSWORD@]HOST:PORT/DATABASE\" (rediss:// with TLS)",
+            "index.url (BERTH_INDEX__URL): found ***; want \"embedded\", \"embedded:PATH\", \"redis://[USER:PASSWORD@]HOST:PORT/DATABASE\", \"redis-sentinel://[USER:PASSWORD@]HOST:PORT,HOST:PORT/SERVICE/DATABASE\" or \"redis-cluster://[USER:PASSWORD@]HOST:PORT,HOST:PORT\" (rediss://, rediss-sentinel://, rediss-cluster:// with TLS)",
         ),
         (
             "",
             &[("BERTH_INDEX__URL", "redis://h"), ("BERTH_INDEX__CA", "/ca.pem")],
-            "index.ca (BERTH_INDEX__CA): found while index.url is \"redis://h\"; want a rediss:// URL in index.url, or not this",
+            "index.ca (BERTH_INDEX__CA): found while index.url is \"redis://h\"; want a rediss URL in index.url, or not this",
         ),
         (
             "",
             &[("BERTH_INDEX__URL", "rediss://h"), ("BERTH_INDEX__KEY", "/key.pem")],
             "index.key (BERTH_INDEX__KEY): found without index.certificate; want both or neither",
+        ),
+        (
+            "",
+            &[("BERTH_INDEX__URL", "redis-cluster://a,b"), ("BERTH_INDEX__SENTINEL__PASSWORD", "hunter2")],
+            "index.sentinel.password (BERTH_INDEX__SENTINEL__PASSWORD): found while index.url is \"redis-cluster://a,b\"; want a redis-sentinel:// URL in index.url, or nothing in [index.sentinel]",
+        ),
+        (
+            "",
+            &[("BERTH_INDEX__URL", "redis-sentinel://a,b/main"), ("BERTH_INDEX__SENTINEL__USER", "me")],
+            "index.sentinel.user (BERTH_INDEX__SENTINEL__USER): found without index.sentinel.password; want index.sentinel.password with it",
         ),
         (
             "",
@@ -371,12 +381,62 @@ fn each_mistake_is_one_line() {
         (
             "",
             &[("BERTH_REDIRECT__CDN__KIND", "akamai")],
-            "redirect.cdn.kind (BERTH_REDIRECT__CDN__KIND): found \"akamai\"; want \"cloudfront\", the only one there is so far",
+            "redirect.cdn.kind (BERTH_REDIRECT__CDN__KIND): found \"akamai\"; want one of \"cloudfront\", \"cloud-cdn\"",
         ),
         (
             "[redirect.cdn]\nkind = \"cloudfront\"\nurl = \"https://c\"\nkey_pair_id = \"K\"\nprivate_key = \"-----BEGIN PRIVATE KEY-----\"",
             &[],
-            "redirect.cdn.kind (DIR/berth.toml:2): found while storage.url is \"file:berth-data\"; want an s3:// URL in storage.url, or nothing in [redirect.cdn]",
+            "redirect.cdn.kind (DIR/berth.toml:2): found while storage.url is \"file:berth-data\"; want a bucket in storage.url, or nothing in [redirect.cdn]",
+        ),
+        (
+            "[redirect.cdn]\nkind = \"cloud-cdn\"\nurl = \"https://c\"\nkey_name = \"k\"",
+            &[],
+            "redirect.cdn.kind (DIR/berth.toml:2): found without redirect.cdn.key; want all of kind, url, key_name and key, or none",
+        ),
+        (
+            "[redirect.cdn]\nkind = \"cloud-cdn\"\nurl = \"https://c\"\nkey_name = \"k\"\nkey = \"AAAAAAAAAAAAAAAAAAAAAA==\"\nkey_pair_id = \"K\"",
+            &[],
+            "redirect.cdn.key_pair_id (DIR/berth.toml:6): found with a redirect.cdn.kind that has none; want all of kind, url, key_name and key, or none",
+        ),
+        (
+            "",
+            &[("BERTH_REDIRECT__CDN__KEY", "c2hvcnQ=")],
+            "redirect.cdn.key (BERTH_REDIRECT__CDN__KEY): found ***; want 16 bytes in base64 for URLs: 24 letters, digits, - and _, the last two of them =",
+        ),
+        (
+            "[redirect.cdn]\nkey_name = \"a b\"",
+            &[],
+            "redirect.cdn.key_name (DIR/berth.toml:2): found \"a b\"; want a key's name: up to 63 letters, digits, _ and -",
+        ),
+        (
+            "storage.url = \"s3://b\"\nindex.url = \"embedded:/i\"\n[storage.azure]\naccount = \"a\"",
+            &[],
+            "storage.azure.account (DIR/berth.toml:4): found while storage.url is \"s3://b\"; want an az:// URL in storage.url, or nothing in [storage.azure]",
+        ),
+        (
+            "storage.url = \"az://c\"\nindex.url = \"embedded:/i\"\n[storage.azure]\naccount_key = \"a\"\nsas = \"b\"",
+            &[],
+            "storage.azure.sas (DIR/berth.toml:5): found with storage.azure.account_key; want one of them, or neither",
+        ),
+        (
+            "[storage.gcs]\nsign_as = \"a@b\"",
+            &[("BERTH_STORAGE__URL", "s3://b"), ("BERTH_INDEX__URL", "embedded:x")],
+            "storage.gcs.sign_as (DIR/berth.toml:2): found while storage.url is \"s3://b\"; want a gs:// URL in storage.url, or nothing in [storage.gcs]",
+        ),
+        (
+            "",
+            &[("BERTH_STORAGE__GCS__CREDENTIALS", "/etc/berth/key.json")],
+            "storage.gcs.credentials (BERTH_STORAGE__GCS__CREDENTIALS): found ***; want the JSON of a service account's key or of a workload identity, as Google gives it out",
+        ),
+        (
+            "",
+            &[("BERTH_STORAGE__URL", "gs://b//p")],
+            "storage.url (BERTH_STORAGE__URL): found \"gs://b//p\"; want \"file:PATH\", \"s3://BUCKET/PREFIX\", \"gs://BUCKET/PREFIX\" or \"az://CONTAINER/PREFIX\"",
+        ),
+        (
+            "",
+            &[("BERTH_STORAGE__URL", "gs://b")],
+            "index.url (default): found \"embedded\", and storage.url (gs://b) is no directory to keep it in; want \"embedded:PATH\" or \"redis://HOST:PORT/DATABASE\"",
         ),
         (
             "[redirect.cdn]\nprivate_key_file = \"DIR/secret\"",
@@ -474,7 +534,7 @@ fn a_secret_comes_from_a_file_without_its_line_break() {
 fn secrets_are_shown_nowhere() {
     let loaded = load(SECRETS, &[]).unwrap();
     let IndexUrl::Redis(url) = &*loaded.config.index.url else { panic!("{loaded:?}") };
-    assert_eq!(url.reveal(), "redis://user:hunter3@redis:6379/0");
+    assert_eq!(url.reveal_servers(), ["redis://user:hunter3@redis:6379/0"]);
     for shown in [format!("{loaded:?}"), loaded.render(), toml::to_string(&loaded.config).unwrap()] {
         assert!(!shown.contains("hunter"), "{shown}");
         assert!(shown.contains("***"), "{shown}");

@@ -7,54 +7,20 @@ use std::{
     io::{Read, Write},
     net::TcpStream,
     path::{Path, PathBuf},
-    process::Command,
     time::Duration,
 };
 
 use bytes::Bytes;
 use futures_util::StreamExt;
 use sha2::{Digest, Sha256};
-use tempfile::TempDir;
 
 use crate::{
-    berth::{Berth, Setup, run},
+    berth::{Berth, Setup},
+    disk::Disk,
     e2e_client::{Answer, Client, closing, hex, noise, sha256},
 };
 
 const PART: usize = 4 << 20;
-
-/// A file system in memory of a given size, mounted for as long as this lives. It takes root.
-struct Disk(TempDir);
-
-impl Disk {
-    fn mount(mebibytes: u32) -> Self {
-        let directory = TempDir::new().unwrap();
-        let size = format!("size={mebibytes}m");
-        run(Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(directory.path()));
-        Self(directory)
-    }
-
-    fn path(&self) -> &Path {
-        self.0.path()
-    }
-
-    fn remount(&self, option: &str) {
-        run(Command::new("mount").args(["-o", &format!("remount,{option}")]).arg(self.path()));
-    }
-
-    /// How many bytes files take on it.
-    fn used(&self) -> u64 {
-        let used = run(Command::new("du").arg("-sB1").arg(self.path()));
-        used.split_whitespace().next().unwrap().parse().unwrap()
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        // The server is gone by now; a mount that stays would outlive the test.
-        drop(Command::new("umount").arg("-l").arg(self.0.path()).status());
-    }
-}
 
 /// Waits for what happens in the background.
 async fn until(mut is_so: impl FnMut() -> bool) {

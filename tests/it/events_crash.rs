@@ -489,7 +489,9 @@ async fn strike(
             while pending() < 20 {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
-            redis.restart_empty().await;
+            redis.stop();
+            redis.forget();
+            redis.restart().await;
             println!("Redis was emptied while {} changes of tags waited", pending());
             heard.is_deaf.store(false, Relaxed);
         }

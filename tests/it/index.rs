@@ -16,7 +16,10 @@ use berth::index::{
 use bytes::Bytes;
 use tempfile::TempDir;
 
-use crate::redis_server;
+use crate::{
+    redis_fleet::{Cluster, Sentinels},
+    redis_server,
+};
 
 const SHARD: Shard = Shard(7);
 
@@ -427,6 +430,18 @@ async fn embedded_keeps_every_promise_without_sync() {
 async fn redis_keeps_every_promise() {
     let server = redis_server::start().await;
     every_promise(Arc::new(redis(&server, "berth"))).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn redis_behind_sentinels_keeps_every_promise() {
+    let fleet = Sentinels::start().await;
+    every_promise(Arc::new(Redis::new(&fleet.url(), "berth").unwrap())).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_redis_cluster_keeps_every_promise() {
+    let fleet = Cluster::start().await;
+    every_promise(Arc::new(Redis::new(&fleet.url(), "berth").unwrap())).await;
 }
 
 #[tokio::test]

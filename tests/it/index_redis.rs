@@ -3,20 +3,27 @@
 
 use std::{fs, path::Path, sync::Arc};
 
-use berth::index::{
-    Ask, Batch, Check, Connect, Fact, Index, IndexError, Outcome, Shard, Write,
-    redis::{Redis, Tls},
+use berth::{
+    config::RedisUrl,
+    index::{
+        Ask, Batch, Check, Connect, Fact, Index, IndexError, Outcome, Shard, Write,
+        redis::{Login, Redis, Tls},
+    },
 };
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use tempfile::TempDir;
 
 use crate::{
-    berth::{Setup, free_port},
-    redis_server,
+    berth::{Setup, free_port, own_address},
+    redis_fleet::{Cluster, SERVICE, sentinel},
+    redis_server::{self, RedisServer},
 };
 
 /// What a user may do that Berth logs in as, as docs/redis.md has it.
-const RIGHTS: &str = "resetkeys ~berth:* resetchannels &berth:* -@all +info +select +script|load +evalsha +multi +exec +hget +hset +hdel +hincrby +zadd +zrem +zrange +exists +publish +subscribe";
+const RIGHTS: &str = "resetkeys ~berth:* resetchannels &berth:* -@all +info +select +script|load +evalsha +multi +exec +hget +hset +hdel +hincrby +zadd +zrem +zrange +zcard +exists +publish +subscribe";
+
+/// What it needs beside these in a cluster.
+const CLUSTER_RIGHTS: &str = "+cluster|slots +asking";
 
 /// The options of a server that knows this user.
 fn with_user() -> Vec<&'static str> {
@@ -39,6 +46,7 @@ async fn works(index: &Arc<dyn Index>) {
     };
     let committed = index.commit(shard, batch).await.unwrap();
     assert_eq!(committed, Outcome::Committed { sequence: 1, reads: vec![None] });
+    assert_eq!(index.get(shard, &[Ask::Count("group".to_owned())]).await.unwrap(), [Some("2".into())]);
     let both = index.get(shard, &[Ask::Value(fact.clone()), Ask::First("group".to_owned())]).await.unwrap();
     assert_eq!(both, [Some("2".into()), Some("member".into())]);
     assert_eq!(index.get(shard, &[Ask::Value(fact)]).await.unwrap(), [Some("2".into())]);
@@ -101,6 +109,11 @@ struct Authority {
 
 impl Authority {
     fn new() -> Self {
+        Self::of("127.0.0.1")
+    }
+
+    /// For servers that are reached by this name or address.
+    fn of(host: &str) -> Self {
         let directory = TempDir::new().unwrap();
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.distinguished_name.push(DnType::CommonName, "an authority");
@@ -109,7 +122,7 @@ impl Authority {
         fs::write(directory.path().join("ca.pem"), issuer.pem()).unwrap();
         for name in ["server", "client"] {
             let key = KeyPair::generate().unwrap();
-            let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
+            let names = vec!["localhost".to_owned(), host.to_owned()];
             let certificate = CertificateParams::new(names).unwrap().signed_by(&key, &issuer).unwrap();
             fs::write(directory.path().join(format!("{name}.pem")), certificate.pem()).unwrap();
             fs::write(directory.path().join(format!("{name}-key.pem")), key.serialize_pem()).unwrap();
@@ -146,8 +159,8 @@ async fn a_connection_by_tls_is_checked_on_both_sides() {
     let (authority, stranger) = (Authority::new(), Authority::new());
     let (_server, port) = with_tls(&authority).await;
     let connect = async |ca: Option<Vec<u8>>, own| {
-        let redis = Redis::with_tls(&format!("rediss://localhost:{port}/"), "berth:", Some(Tls { ca, own })).unwrap();
-        redis.connect().await
+        let url = RedisUrl::parse(&format!("rediss://localhost:{port}/")).unwrap();
+        Redis::with(&url, "berth:", Some(&Tls { ca, own }), &Login::default()).unwrap().connect().await
     };
     works(&connect(Some(authority.read("ca.pem")), authority.own()).await.unwrap()).await;
     for (what, ca, own) in [
@@ -193,5 +206,106 @@ async fn the_settings_of_a_connection_reach_it() {
     ] {
         let (status, line) = tokio::task::spawn_blocking(move || setup.refused()).await.unwrap();
         assert!(!status.success() && line.contains(said), "{said}: {line}");
+    }
+}
+
+/// A user with the documented rights, by TLS, through the settings; and what is wrong is one line.
+#[tokio::test]
+async fn a_cluster_is_reached_as_it_is_configured() {
+    let host = own_address().to_string();
+    let authority = Authority::of(&host);
+    let path = |name| authority.path(name);
+    let (certificate, key, ca) = (path("server.pem"), path("server-key.pem"), path("ca.pem"));
+    let tls = ["--tls-cert-file", &certificate, "--tls-key-file", &key, "--tls-ca-cert-file", &ca];
+    let mut arguments = tls.to_vec();
+    arguments.extend(["--tls-auth-clients", "no", "--user", "berth", "on", ">secret"]);
+    arguments.extend(RIGHTS.split(' ').chain(CLUSTER_RIGHTS.split(' ')));
+    let _fleet = Cluster::start_with(&host, &arguments).await;
+    assert!(include_str!("../../docs/redis.md").contains(CLUSTER_RIGHTS));
+    let url = format!("rediss-cluster://berth:secret@{host}:8000,{host}:8004");
+    let setup = |url: &str| {
+        let mut setup = Setup::of(&[("BERTH_INDEX__URL", url)]);
+        if url.starts_with("rediss") {
+            setup.environment.push(("BERTH_INDEX__CA".to_owned(), path("ca.pem")));
+        }
+        setup
+    };
+    let plain = format!("redis-cluster://berth:secret@{host}:7000");
+    for url in [&plain, &url] {
+        let setup = setup(url);
+        let berth = tokio::task::spawn_blocking(move || setup.start()).await.unwrap();
+        berth.client().push_blob("team/app", "bytes").await;
+    }
+    for (url, said) in [
+        (plain.replace("secret", "wrong"), format!("index.url: the index is not usable: {host}:7000: ")),
+        (plain.replace("-cluster", ""), "the URL of a cluster is redis-cluster://".to_owned()),
+        (url.replace("8000", "7000").replace("8004", "7004"), "index.url: ".to_owned()),
+    ] {
+        let setup = setup(&url);
+        let (status, line) = tokio::task::spawn_blocking(move || setup.refused()).await.unwrap();
+        println!("{line}");
+        assert!(!status.success() && line.contains(&said), "{said}: {line}");
+        assert!(!line.contains("wrong") && !line.contains("secret"), "{line}");
+    }
+}
+
+/// Each kind of node with TLS, certificates on both sides, and a password of its own; and each mistake is one line.
+#[tokio::test]
+async fn sentinels_and_servers_have_logins_of_their_own() {
+    let host = own_address().to_string();
+    let authority = Authority::of(&host);
+    let tls = |port: u16| {
+        let path = |name| authority.path(name);
+        vec![
+            ("port", "0".to_owned()),
+            ("tls-port", port.to_string()),
+            ("tls-cert-file", path("server.pem")),
+            ("tls-key-file", path("server-key.pem")),
+            ("tls-ca-cert-file", path("ca.pem")),
+            ("tls-auth-clients", "yes".to_owned()),
+            ("tls-replication", "yes".to_owned()),
+        ]
+    };
+    let arguments = |port| tls(port).into_iter().flat_map(|(name, value)| [format!("--{name}"), value]);
+    let users = ["--user", "berth", "on", ">for-redis", "~*", "&*", "+@all", "--requirepass", "other"];
+    let mut server: Vec<String> = arguments(7000).collect();
+    server.extend(users.map(str::to_owned));
+    let server: Vec<&str> = server.iter().map(String::as_str).collect();
+    let mut master = RedisServer::stopped(&host, 7000, &server);
+    master.restart().await;
+    let lines = [
+        "user watcher on >for-sentinels -@all +sentinel|get-master-addr-by-name".to_owned(),
+        "requirepass another".to_owned(),
+        format!("sentinel auth-pass {SERVICE} other"),
+    ];
+    let mut watcher = sentinel(&host, 7100, (&host, 7000), &lines).with(&arguments(7100).collect::<Vec<_>>());
+    watcher.restart().await;
+    let url = format!("rediss-sentinel://berth:for-redis@{host}:7100/{SERVICE}");
+    let setup = |url: &str, user: &str, password: &str| {
+        let (ca, certificate, key) =
+            (authority.path("ca.pem"), authority.path("client.pem"), authority.path("client-key.pem"));
+        Setup::of(&[
+            ("BERTH_INDEX__URL", url),
+            ("BERTH_INDEX__SENTINEL__USER", user),
+            ("BERTH_INDEX__SENTINEL__PASSWORD", password),
+            ("BERTH_INDEX__CA", &ca),
+            ("BERTH_INDEX__CERTIFICATE", &certificate),
+            ("BERTH_INDEX__KEY", &key),
+        ])
+    };
+    let works = setup(&url, "watcher", "for-sentinels");
+    let berth = tokio::task::spawn_blocking(move || works.start()).await.unwrap();
+    berth.client().push_blob("team/app", "bytes").await;
+    let log = berth.log();
+    assert!(log.contains("the Sentinels name this Redis server") && log.contains(&format!("{host}:7000")), "{log}");
+    for (setup, said) in [
+        (setup(&url, "watcher", "wrong"), format!("{host}:7100: Password authentication failed")),
+        (setup(&url.replace("for-redis", "wrong"), "watcher", "for-sentinels"), format!("{host}:7000: ")),
+        (setup(&url.replace(SERVICE, "none"), "watcher", "for-sentinels"), format!("{host}:7100 knows no \"none\"")),
+    ] {
+        let (status, line) = tokio::task::spawn_blocking(move || setup.refused()).await.unwrap();
+        println!("{line}");
+        assert!(!status.success() && line.contains(&said) && line.contains("index.url"), "{said}: {line}");
+        assert!(!line.contains("wrong") && !line.contains("for-"), "{line}");
     }
 }

@@ -6,10 +6,13 @@ use std::{net::SocketAddr, path::Path, time::Duration};
 
 use aws_lc_rs::{
     encoding::{AsDer, Pkcs8V1Der},
-    rsa, signature,
+    hmac, rsa, signature,
 };
 use axum::{Router, body::Body};
-use base64::{Engine, engine::general_purpose::STANDARD};
+use base64::{
+    Engine,
+    engine::general_purpose::{STANDARD, URL_SAFE},
+};
 use berth::{
     api::observe::Peer,
     app::App,
@@ -326,6 +329,35 @@ async fn cloudfront_urls_are_signed_by_a_canned_policy() {
         assert_eq!(berth.sent(&digest, &[]).await, url, "signed once");
         berth.ask("HEAD", &digest, &[]).await.expect(200);
     }
+}
+
+/// What is signed is the URL as far as the signature, letter by letter.
+#[tokio::test]
+async fn cloud_cdn_urls_are_signed_with_the_shared_key() {
+    let key = [7; 16];
+    let berth = Redirecting::open(&[
+        ("BERTH_REDIRECT__CDN__KIND", "cloud-cdn"),
+        ("BERTH_REDIRECT__CDN__URL", "https://cdn.example.com/registry"),
+        ("BERTH_REDIRECT__CDN__KEY_NAME", "berth-1"),
+        ("BERTH_REDIRECT__CDN__KEY", &URL_SAFE.encode(key)),
+    ])
+    .await;
+    let digest = berth.client.push_blob(R, "bytes").await;
+    let url = berth.sent(&digest, &[]).await;
+    let object = url.strip_prefix("https://cdn.example.com/registry/data/").unwrap().split('?').next().unwrap();
+    let direct = Redirecting::direct(&berth, &digest).await;
+    assert!(direct.contains(&format!("/registry/data/{object}?")), "{direct}");
+    let (signed, signature) = url.split_once("&Signature=").unwrap();
+    let key = hmac::Key::new(hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY, &key);
+    hmac::verify(&key, signed.as_bytes(), &URL_SAFE.decode(signature).unwrap())
+        .expect("a signature of the URL before it");
+    let (_, query) = signed.split_once('?').unwrap();
+    let (expires, name) = query.strip_prefix("Expires=").unwrap().split_once('&').unwrap();
+    assert_eq!(name, "KeyName=berth-1");
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    let left = expires.parse::<u64>().unwrap() - now;
+    assert!((1190..=1200).contains(&left), "{left} s left of 20 min");
+    assert_eq!(berth.sent(&digest, &[]).await, url, "signed once");
 }
 
 #[tokio::test]

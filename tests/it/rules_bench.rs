@@ -22,7 +22,7 @@ use berth::{
     reader::Reader,
     reconcile,
     registry::{Options, OtherIndex, Registry, Repository},
-    storage::{Key, Store, local::Local, s3::S3},
+    storage::{Key, Store, gcs::Gcs, local::Local, s3::S3},
     upload::Incoming,
     worker,
 };
@@ -31,6 +31,8 @@ use futures_util::TryStreamExt;
 use ulid::Ulid;
 
 use crate::{
+    azurite, gcs_server,
+    redis_fleet::{Cluster, Sentinels},
     redis_server, s3_server, storage,
     wrappers::{Clock, Probe, WatchedConnect, WatchedStore},
 };
@@ -69,15 +71,28 @@ pub(crate) struct Bench {
     _held: Vec<Box<dyn Any + Send + Sync>>,
 }
 
-/// What the tests of the rules run over, where they don't say it themselves: `redis+s3` or `embedded+s3` in this
-/// variable, else a directory with its embedded index.
+/// What the tests of the rules run over, where they don't say it themselves: `redis`, `sentinel` or `cluster` with `+s3`,
+/// `embedded+s3`, or either of `redis` and `embedded` with `+gcs` or `+azure` in this variable, else a directory with its
+/// embedded index.
 const OVER: &str = "BERTH_TEST_OVER";
 
 /// Over an embedded index and a local directory, or what [`OVER`] says.
 pub(crate) async fn local(options: Options) -> Bench {
     match std::env::var(OVER).as_deref() {
         Ok("redis+s3") => remote(options).await,
+        Ok("sentinel+s3") => {
+            let fleet = Sentinels::start().await;
+            shared(&fleet.url(), Box::new(fleet), options).await
+        }
+        Ok("cluster+s3") => {
+            let fleet = Cluster::start().await;
+            shared(&fleet.url(), Box::new(fleet), options).await
+        }
         Ok("embedded+s3") => alone(options).await,
+        Ok("redis+gcs") => google(options, true).await,
+        Ok("embedded+gcs") => google(options, false).await,
+        Ok("redis+azure") => azure(options, true).await,
+        Ok("embedded+azure") => azure(options, false).await,
         Ok(other) => panic!("{OVER}: {other}"),
         Err(_) => in_directory(options).await,
     }
@@ -98,9 +113,15 @@ pub(crate) async fn local_with(options: Options, wrap: impl FnOnce(Arc<dyn Conne
 
 /// Over Redis and S3.
 pub(crate) async fn remote(options: Options) -> Bench {
-    let (redis, bucket) = (redis_server::start().await, s3_server::start().await);
-    let mut bench = over(&redis, &bucket, options).await;
-    bench._held = vec![Box::new(redis), Box::new(bucket)];
+    let redis = redis_server::start().await;
+    shared(&redis.url(), Box::new(redis), options).await
+}
+
+/// Over the Redis at `url`, which is kept as long as the bench, and S3.
+async fn shared(url: &str, redis: Box<dyn Any + Send + Sync>, options: Options) -> Bench {
+    let bucket = s3_server::start().await;
+    let mut bench = over_url(url, &bucket, options).await;
+    bench._held = vec![redis, Box::new(bucket)];
     bench
 }
 
@@ -112,10 +133,51 @@ pub(crate) async fn alone(options: Options) -> Bench {
     Bench::open(store, connect, 5 << 20, options, vec![Box::new(directory), Box::new(bucket)]).await
 }
 
+/// Over what plays Google Cloud Storage, and Redis or an embedded index.
+async fn google(options: Options, with_redis: bool) -> Bench {
+    let bucket = gcs_server::start().await;
+    let store: Arc<dyn Store> = Arc::new(Gcs::open(bucket.options()).await.unwrap());
+    in_bucket(store, Box::new(bucket), 5 << 20, options, with_redis).await
+}
+
+/// Over what plays Azure Blob Storage, and Redis or an embedded index.
+async fn azure(options: Options, with_redis: bool) -> Bench {
+    let container = azurite::start().await;
+    let store: Arc<dyn Store> = Arc::new(container.open().await);
+    in_bucket(store, Box::new(container), PART, options, with_redis).await
+}
+
+async fn in_bucket(
+    store: Arc<dyn Store>,
+    bucket: Box<dyn Any + Send + Sync>,
+    part: usize,
+    options: Options,
+    with_redis: bool,
+) -> Bench {
+    let mut held = vec![bucket];
+    let connect: Arc<dyn Connect> = if with_redis {
+        let redis = redis_server::start().await;
+        let connect = Arc::new(Redis::new(&redis.url(), "berth").unwrap());
+        held.push(Box::new(redis));
+        connect
+    } else {
+        let directory = tempfile::tempdir().unwrap();
+        let connect = Arc::new(Embedded::open(directory.path(), false).unwrap());
+        held.push(Box::new(directory));
+        connect
+    };
+    Bench::open(store, connect, part, options, held).await
+}
+
 /// Over a Redis and a bucket that the test keeps.
 pub(crate) async fn over(redis: &redis_server::RedisServer, bucket: &s3_server::S3Server, options: Options) -> Bench {
+    over_url(&redis.url(), bucket, options).await
+}
+
+/// The same, for one or several servers.
+pub(crate) async fn over_url(redis: &str, bucket: &s3_server::S3Server, options: Options) -> Bench {
     let store: Arc<dyn Store> = Arc::new(S3::open(storage::options(bucket)).await.unwrap());
-    let connect = Arc::new(Redis::new(&redis.url(), "berth").unwrap());
+    let connect = Arc::new(Redis::new(redis, "berth").unwrap());
     Bench::open(store, connect, 5 << 20, options, Vec::new()).await
 }
 

@@ -4,14 +4,13 @@
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use async_trait::async_trait;
 use berth::{
     collect::{
         garbage::Why,
         round::{self, Begin, Step},
     },
     error::Error,
-    index::{Ask, Batch, Check, Connect, Fact, Index, IndexError, Outcome, Shard, Write, facts::Found},
+    index::{Ask, Batch, Check, Write, facts::Found},
     oci::Digest,
     registry::Options,
     storage::{DataKey, Key, StoreTime},
@@ -24,7 +23,7 @@ use ulid::Ulid;
 use crate::{
     rules_bench::{self as bench, Bench, bytes_of, image, on, push, sha256, tag_of},
     rules_faults::assert_at_rest,
-    wrappers::How,
+    wrappers::{How, LaxConnect, LeftOut, is_of},
 };
 
 const GRACE: Duration = Duration::from_secs(3600);
@@ -361,69 +360,6 @@ async fn bytes_that_were_put_aside_too_long_ago_are_not_taken_up() {
             Err(error) if age == GRACE => assert_eq!(error.code, berth::error::Code::BlobUploadUnknown),
             other => panic!("{age:?}: {other:?}"),
         }
-    }
-}
-
-/// A check that is left out of every batch.
-type LeftOut = fn(&Batch, &Check) -> bool;
-
-/// Connections to an index that leaves a check out.
-#[derive(Debug)]
-struct LaxConnect(Arc<dyn Connect>, LeftOut);
-
-#[async_trait]
-impl Connect for LaxConnect {
-    async fn connect(&self) -> Result<Arc<dyn Index>, IndexError> {
-        Ok(Arc::new(LaxIndex(self.0.connect().await?, self.1)))
-    }
-}
-
-/// An index that leaves a check out.
-#[derive(Debug)]
-struct LaxIndex(Arc<dyn Index>, LeftOut);
-
-#[async_trait]
-impl Index for LaxIndex {
-    async fn identity(&self) -> Result<String, IndexError> {
-        self.0.identity().await
-    }
-
-    async fn get(&self, shard: Shard, asks: &[Ask]) -> Result<Vec<Option<Bytes>>, IndexError> {
-        self.0.get(shard, asks).await
-    }
-
-    async fn scan(
-        &self,
-        shard: Shard,
-        group: &str,
-        after: Option<&str>,
-        limit: usize,
-    ) -> Result<Vec<(String, Bytes)>, IndexError> {
-        self.0.scan(shard, group, after, limit).await
-    }
-
-    async fn commit(&self, shard: Shard, batch: Batch) -> Result<Outcome, IndexError> {
-        // In its place stands one that always holds, so that the others keep their numbers.
-        let holds = Check::Absent(Fact::new("nothing", "nothing"));
-        let lax = |check: &Check| if (self.1)(&batch, check) { holds.clone() } else { check.clone() };
-        let checks = batch.checks.iter().map(lax).collect();
-        self.0.commit(shard, Batch { checks, ..batch.clone() }).await
-    }
-
-    async fn notify(&self, shard: Shard, topic: &str) -> Result<(), IndexError> {
-        self.0.notify(shard, topic).await
-    }
-
-    async fn wait(&self, shard: Shard, topic: &str, patience: Duration) {
-        self.0.wait(shard, topic, patience).await;
-    }
-}
-
-/// Whether a check looks at a group of this kind.
-fn is_of(check: &Check, kind: &str) -> bool {
-    match check {
-        Check::Absent(fact) | Check::Present(fact) | Check::Equals(fact, _) => fact.group.contains(kind),
-        Check::Empty(group) => group.contains(kind),
     }
 }
 

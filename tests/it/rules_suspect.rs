@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// Short, so that a new epoch doesn't take long to begin.
-fn options() -> Options {
+pub(crate) fn options() -> Options {
     let mut options = bench::options();
     options.timing.lease = Duration::from_secs(1);
     options.timing.deadline = Duration::from_millis(1500);
@@ -37,7 +37,7 @@ fn names(tags: &[Tag]) -> Vec<&str> {
 }
 
 /// An image that is tagged `v1`; a tag, a manifest and a blob that were there and are not.
-async fn fill(bench: &Bench) {
+pub(crate) async fn fill(bench: &Bench) {
     let (one, two) = (bench.image("app", "one").await, bench.image("app", "two").await);
     bench.push("app", &one, &["v1", "gone", "a-b", "a"]).await.unwrap();
     let gone = bench.push("app", &two, &["two"]).await.unwrap();
@@ -47,7 +47,7 @@ async fn fill(bench: &Bench) {
 }
 
 /// Everything that [`fill`] left can be read, and nothing else.
-async fn assert_read(engine: &Arc<Registry>) {
+pub(crate) async fn assert_read(engine: &Arc<Registry>) {
     let one = bench::image(b"config of one", &[b"layer of one"]);
     let two = bench::image(b"config of two", &[b"layer of two"]);
     let app = reader(engine, "app").await;
@@ -69,6 +69,23 @@ async fn assert_read(engine: &Arc<Registry>) {
     assert_eq!(code(none.blob(&sha256(b"config of one")).await), Code::BlobUnknown);
 }
 
+/// A tag is by the index what its newest revision in the bucket says, and all that its manifest needs is there.
+pub(crate) async fn assert_same(bench: &Bench, engine: &Arc<Registry>, name: &str, tag: &str) {
+    let by_index = async || tag_of(&engine.repository(&name.parse().unwrap()).await?, tag).await;
+    // A slow machine may have made the index suspect.
+    let by_index = loop {
+        match by_index().await {
+            Ok(found) => break found.unwrap(),
+            Err(error) => assert_eq!(error.code, Code::Suspect, "{error:?}"),
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    };
+    let prefix = format!("repos/{name}/_tags/{tag}/");
+    let keys = bench.keys().await;
+    let newest = keys.iter().find(|key| key.starts_with(&prefix)).unwrap();
+    assert!(newest.ends_with(&by_index.to_string()), "{newest}: {by_index}");
+}
+
 /// Waits until the index is believed, and reads all the while.
 async fn healed(engine: &Arc<Registry>) {
     while engine.lease().await.is_err() {
@@ -78,7 +95,7 @@ async fn healed(engine: &Arc<Registry>) {
     assert_read(engine).await;
 }
 
-async fn assert_healed(bench: &Bench) {
+pub(crate) async fn assert_healed(bench: &Bench) {
     let one = bench::image(b"config of one", &[b"layer of one"]);
     for (n, engine) in [&bench.a, &bench.b].into_iter().enumerate() {
         healed(engine).await;
@@ -93,7 +110,7 @@ async fn assert_healed(bench: &Bench) {
 }
 
 /// What changes anything, by one engine: all of it is refused, and nothing is left in the bucket.
-async fn assert_nothing_changes(bench: &Bench, engine: &Arc<Registry>, before: &BTreeSet<String>) {
+pub(crate) async fn assert_nothing_changes(bench: &Bench, engine: &Arc<Registry>, before: &BTreeSet<String>) {
     let name = "app".parse().unwrap();
     for _ in 0..50 {
         assert_eq!(code(engine.repository(&name).await), Code::Suspect);

@@ -415,6 +415,43 @@ async fn nothing_that_a_push_needs_is_deleted_under_it() {
     bench::whole_manifest(&bench.repo("app").await, &sha256(&image)).await.unwrap();
 }
 
+/// A push was acknowledged whose commit hadn't got through: a deletion of it was told that there is no such manifest,
+/// and then there was.
+#[tokio::test]
+async fn what_the_index_does_not_have_yet_is_deleted_all_the_same() {
+    let bench = bench::local(bench::options()).await;
+    let image = bench.image("app", "one").await;
+    bench.probe.strike(How::Before, |_, call| call.kind == "commit" && call.about.contains(":manifests:"));
+    push(&on(&bench.a, "app").await, &image, &["v1"]).await.unwrap();
+    assert!(bench.probe.has_struck());
+    let deleting = tokio::spawn({
+        let (repository, digest) = (on(&bench.b, "app").await, sha256(&image));
+        async move { repository.delete_manifest(&digest).await }
+    });
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    // The push may be recovered now, and the deletion still waits for that.
+    let timing = bench::options().timing;
+    bench.clock.advance(timing.deadline + timing.margin + Duration::from_millis(50));
+    bench.work().await;
+    deleting.await.unwrap().unwrap();
+    assert_eq!(bench.tag("app", "v1").await, None);
+    let gone = on(&bench.a, "app").await.find_manifest(&Reference::Digest(sha256(&image))).await;
+    assert_eq!(code(gone), Code::ManifestUnknown);
+}
+
+/// The object of a manifest was sent again where its connection broke. The first attempt arrived after the manifest was
+/// deleted, and the next index found it.
+#[tokio::test]
+async fn a_manifest_is_sent_to_the_store_only_once() {
+    let bench = bench::local(bench::options()).await;
+    let image = bench.image("app", "one").await;
+    bench.probe.strike(How::Before, |_, call| {
+        call.kind == "put" && call.about.contains("/_manifests/") && call.about.ends_with("without a deadline")
+    });
+    push(&on(&bench.a, "app").await, &image, &["v1"]).await.unwrap();
+    assert!(!bench.probe.has_struck(), "only what has a deadline is never sent again");
+}
+
 /// An attempt to link that was given up for dead can't commit any more.
 #[tokio::test]
 async fn a_mount_that_stalled_past_its_time_links_nothing() {

@@ -8,6 +8,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    ops::Bound,
     sync::{
         Mutex,
         atomic::{AtomicU64, Ordering},
@@ -42,6 +43,7 @@ const ACCESS_KEY: &str = "test";
 const SECRET_KEY: &str = "test-secret";
 
 /// A running server; it stops when this is dropped.
+#[derive(Debug)]
 pub(crate) struct S3Server {
     /// `http://127.0.0.1:<port>`, with the bucket in the path.
     pub(crate) endpoint: String,
@@ -237,7 +239,9 @@ impl S3 for Memory {
         let after = input.continuation_token.clone().or(input.start_after.clone()).unwrap_or_default();
         let limit = input.max_keys.map_or(1000, |keys| keys.clamp(0, 1000) as usize);
         let objects = self.objects.lock().expect("lock");
-        let wanted = objects.iter().filter(|(key, _)| key.starts_with(&prefix) && **key > after);
+        let from = if after < prefix { Bound::Included(&prefix) } else { Bound::Excluded(&after) };
+        let wanted =
+            objects.range::<String, _>((from, Bound::Unbounded)).take_while(|(key, _)| key.starts_with(&prefix));
         let mut contents: Vec<Object> = wanted
             .take(limit + 1)
             .map(|(key, object)| Object {

@@ -36,7 +36,7 @@ use crate::{
 
 /// Which rule is broken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Bug {
+pub(crate) enum Bug {
     /// None.
     None,
     /// A push of a tag is acknowledged before its revision is written and committed.
@@ -45,17 +45,19 @@ enum Bug {
     CountsTheLate,
     /// A link is committed before its data is written.
     LinksBeforeTheData,
+    /// A DELETE is done however late it comes.
+    DeletesTheLate,
 }
 
 /// The data that was acknowledged and isn't on the disk yet: a crash loses it.
-type Unsynced = Arc<Mutex<Vec<Key>>>;
+pub(crate) type Unsynced = Arc<Mutex<Vec<Key>>>;
 
 /// A store with the bug.
 #[derive(Debug)]
-struct BuggyStore {
-    inner: Arc<dyn Store>,
-    bug: Bug,
-    unsynced: Unsynced,
+pub(crate) struct BuggyStore {
+    pub(crate) inner: Arc<dyn Store>,
+    pub(crate) bug: Bug,
+    pub(crate) unsynced: Unsynced,
 }
 
 impl BuggyStore {
@@ -138,6 +140,7 @@ impl Store for BuggyStore {
     }
 
     async fn delete(&self, key: &Key, deadline: StoreTime) -> Result<(), StorageError> {
+        let deadline = if self.bug == Bug::DeletesTheLate { StoreTime(u64::MAX) } else { deadline };
         self.inner.delete(key, deadline).await
     }
 

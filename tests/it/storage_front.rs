@@ -52,6 +52,8 @@ pub(crate) enum Fault {
     Slurp(Duration),
     /// The request's body is never taken in.
     Deaf,
+    /// The answer says that it is this time.
+    Dated(&'static str),
 }
 
 type Rule = Box<dyn FnMut(&Seen) -> Option<Fault> + Send>;
@@ -152,6 +154,9 @@ async fn pass(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Respons
     }
     let mut response = Response::builder().status(answer.status());
     *response.headers_mut().unwrap() = answer.headers().clone();
+    if let Some(Fault::Dated(date)) = fault {
+        response.headers_mut().unwrap().insert("date", date.parse().unwrap());
+    }
     let bytes = answer.bytes_stream().map_err(std::io::Error::other);
     Ok(response.body(with_fault(bytes, fault)).unwrap())
 }

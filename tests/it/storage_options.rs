@@ -15,7 +15,7 @@ use axum::{Router, extract::Request, response::IntoResponse};
 use berth::{
     outbound::Proxy,
     storage::{
-        Key, StorageError, Store,
+        Key, StorageError, Store, StoreTime,
         s3::{AccessKey, Checksum, Egress, Encryption, S3, S3Options},
     },
 };
@@ -52,6 +52,24 @@ async fn written(front: &Front, options: S3Options, key: &Key) -> Vec<Seen> {
 
 fn headers<'a>(seen: &'a [Seen], name: &str) -> Vec<&'a str> {
     seen.iter().map(|seen| seen.header(name)).collect()
+}
+
+/// A machine whose clock is minutes ahead of the store's could remove nothing, and refused to start.
+#[tokio::test]
+async fn a_delete_is_dated_by_the_stores_clock() {
+    let (_server, front, options) = front().await;
+    front.strike(|_| Some(Fault::Dated("Sat, 21 Nov 2026 10:00:05 GMT")));
+    let store = S3::open(options).await.unwrap();
+    front.seen();
+    // What the server makes of it goes by its own clock, which is this machine's.
+    drop(store.delete(&data(), StoreTime(1_795_255_265_000)).await);
+    let seen = front.seen();
+    let query = &seen.iter().find(|seen| seen.method == Method::DELETE).unwrap().query;
+    let dated = (5..60).find(|second| query.contains(&format!("X-Amz-Date=20261121T1000{second:02}Z")));
+    let life = 65 - dated.unwrap_or_else(|| panic!("not by the store's clock: {query}"));
+    assert!(query.contains(&format!("X-Amz-Expires={life}")), "{query}");
+    let late = store.delete(&data(), StoreTime(1_795_255_200_000)).await;
+    assert!(matches!(late, Err(StorageError::TooLate(_))), "{late:?}");
 }
 
 #[tokio::test]

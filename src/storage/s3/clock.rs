@@ -17,7 +17,7 @@ const RESOLUTION: u64 = 1000;
 
 /// The store's time, carried forward by the machine's monotonic clock.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Clock(Arc<Mutex<Option<Reading>>>);
+pub(in crate::storage) struct Clock(Arc<Mutex<Option<Reading>>>);
 
 /// What the store's time was, and how long the machine had been up then.
 #[derive(Clone, Copy, Debug)]
@@ -34,7 +34,7 @@ impl Reading {
 
 impl Clock {
     /// The store's time; `None` until its first answer.
-    pub(super) fn now(&self) -> Option<StoreTime> {
+    pub(in crate::storage) fn now(&self) -> Option<StoreTime> {
         let reading = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
         reading.map(|reading| StoreTime(reading.carried_to(uptime())))
     }

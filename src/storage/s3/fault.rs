@@ -7,7 +7,7 @@ use crate::outbound::text_of;
 
 /// Names a failure. Only some of S3's codes have an error of their own in the library; the rest are in the
 /// text, which holds the store's answer.
-pub(super) fn explain(about: &str, error: &object_store::Error) -> StorageError {
+pub(in crate::storage) fn explain(about: &str, error: &object_store::Error) -> StorageError {
     let about = about.to_owned();
     let text = text_of(error);
     let says = |codes: &[&str]| codes.iter().any(|code| text.contains(code));
@@ -26,19 +26,19 @@ pub(super) fn explain(about: &str, error: &object_store::Error) -> StorageError 
 }
 
 /// The store's own word for what went wrong, where its answer is in the text.
-pub(super) fn code_in(text: &str) -> Option<&str> {
+pub(in crate::storage) fn code_in(text: &str) -> Option<&str> {
     let (_, rest) = text.split_once("<Code>")?;
     Some(rest.split_once("</Code>")?.0)
 }
 
 /// Whether the store says that it did nothing because it has too much to do.
-pub(super) fn is_too_busy(error: &StorageError) -> bool {
+pub(in crate::storage) fn is_too_busy(error: &StorageError) -> bool {
     says_one_of(error, &["SlowDown", "ServiceUnavailable", "TooManyRequests"])
 }
 
 /// Whether the store says that it did nothing because something else went on at that key or, in a versitygw,
 /// in the directory that the key stands for.
-pub(super) fn is_in_the_way(error: &StorageError) -> bool {
+pub(in crate::storage) fn is_in_the_way(error: &StorageError) -> bool {
     says_one_of(error, &["OperationAborted", "ExistingObjectIsDirectory"])
 }
 
@@ -49,7 +49,7 @@ fn says_one_of(error: &StorageError, codes: &[&str]) -> bool {
 
 /// How long to wait before the `failures`-th repetition, from 1: at random, up to a bound that doubles from
 /// 200 ms to 3.2 s, so that those who failed together don't come back together.
-pub(super) fn pause_before(failures: usize) -> Duration {
+pub(in crate::storage) fn pause_before(failures: usize) -> Duration {
     let most = 200_u128 << failures.clamp(1, 5).saturating_sub(1);
     Duration::from_millis((ulid::Ulid::r#gen().random() % most) as u64)
 }

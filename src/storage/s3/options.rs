@@ -69,10 +69,7 @@ impl S3Options {
                 S3Checksum::Sha256 => Checksum::Sha256,
                 S3Checksum::None => Checksum::None,
             },
-            egress: Egress {
-                ca_bundle: s3.ca_bundle.as_ref().map(|file| file.0.clone()),
-                proxy: Proxy::of(&config.proxy),
-            },
+            egress: Egress::configured(config, s3.ca_bundle.as_ref()),
             patience: Patience::default(),
         }
     }
@@ -127,11 +124,24 @@ pub enum Checksum {
 /// How to reach what is outside.
 #[derive(Clone, Debug, Default)]
 pub struct Egress {
-    /// A file of PEM certificates that are trusted beside the system's own; `None` for the one that
-    /// `AWS_CA_BUNDLE` names, if it does.
+    /// A file of PEM certificates that are trusted beside the system's own. For S3, `None` stands for the one
+    /// that `AWS_CA_BUNDLE` names, if it does.
     pub ca_bundle: Option<PathBuf>,
     /// The proxy; `None` for the one that `HTTPS_PROXY` and its kin name, if they do.
     pub proxy: Option<Proxy>,
+}
+
+impl Egress {
+    /// What the configuration says, with the certificates that it names for this kind of store.
+    pub(in crate::storage) fn configured(config: &Config, ca_bundle: Option<&Text<PathBuf>>) -> Self {
+        Self { ca_bundle: ca_bundle.map(|file| file.0.clone()), proxy: Proxy::of(&config.proxy) }
+    }
+
+    /// The same, with the certificates of `AWS_CA_BUNDLE` where no others are named.
+    pub(super) fn as_aws_tools_would(&self) -> Self {
+        let bundle = std::env::var_os("AWS_CA_BUNDLE").filter(|file| !file.is_empty()).map(PathBuf::from);
+        Self { ca_bundle: self.ca_bundle.clone().or(bundle), ..self.clone() }
+    }
 }
 
 /// For how long the store may be silent. While bytes move, in either direction, nothing is ever cut off.

@@ -3,11 +3,11 @@
 //! A key is never reused, so what is asked for again from where the bytes stopped is of the same object. A
 //! stream is given up when the store gives nothing more several times in a row, never for being long.
 
-use std::ops::Range;
+use std::{ops::Range, sync::Arc};
 
 use bytes::Bytes;
 use futures_util::{StreamExt, stream::BoxStream};
-use object_store::{GetOptions, GetRange, ObjectStore, aws::AmazonS3, path::Path};
+use object_store::{GetOptions, GetRange, ObjectStore, path::Path};
 
 use super::{
     ByteStream, StorageError,
@@ -19,7 +19,7 @@ const ATTEMPTS: usize = 4;
 
 /// An object that is being read.
 struct Reading {
-    store: AmazonS3,
+    store: Arc<dyn ObjectStore>,
     path: Path,
     about: String,
     /// What has not come yet.
@@ -30,8 +30,8 @@ struct Reading {
 }
 
 /// Begins to read; `range` as for [`super::Store::read`].
-pub(super) async fn read(
-    store: AmazonS3,
+pub(in crate::storage) async fn read(
+    store: Arc<dyn ObjectStore>,
     path: Path,
     about: String,
     range: Option<Range<u64>>,
@@ -50,7 +50,7 @@ pub(super) async fn read(
 
 /// Asks for the range, or for everything; also says which bytes come.
 async fn open(
-    store: &AmazonS3,
+    store: &Arc<dyn ObjectStore>,
     path: &Path,
     about: &str,
     range: Option<Range<u64>>,

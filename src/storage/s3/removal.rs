@@ -2,39 +2,33 @@
 //!
 //! What carries the time is the life of a signature, so this request alone is signed here, as a URL.
 
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
-use http::{Method, StatusCode};
-use object_store::{client::HttpRequestBody, signer::Signer};
+use aws_sdk_s3::presigning::PresigningConfig;
+use http::StatusCode;
+use object_store::client::HttpRequestBody;
 
-use super::{Key, LONGEST_SIGNATURE, S3, StorageError, Store, StoreTime, fault::explain};
+use super::{Key, LONGEST_SIGNATURE, S3, StorageError, Store, StoreTime};
 use crate::outbound::{on_one_line, text_of};
-
-/// How often a DELETE is signed again because the second changed meanwhile.
-const SIGNATURES: usize = 3;
 
 impl S3 {
     /// A URL that deletes the object and that the store refuses after `deadline`. The store counts a
-    /// signature's life from the moment that the signature names, which is this machine's wall clock; so
-    /// the life is what is left from that moment, in whole seconds, and a clock that runs ahead of the
-    /// store's leaves less of it, never more.
+    /// signature's life from the moment that the signature names, in whole seconds. That moment is the store's
+    /// own time here: this machine's clock may be minutes off, and then a life that is counted from it would be
+    /// over before it begins, or last for minutes too long.
     pub(super) async fn removal_url(&self, key: &Key, deadline: StoreTime) -> Result<String, StorageError> {
-        for _ in 0..SIGNATURES {
-            let second = chrono::Utc::now().timestamp();
-            let life = i64::try_from(deadline.0 / 1000).unwrap_or(i64::MAX) - second;
-            let Some(life) = u64::try_from(life).ok().filter(|life| *life > 0) else {
-                return Err(StorageError::TooLate(key.to_string()));
-            };
-            let life = Duration::from_secs(life).min(LONGEST_SIGNATURE);
-            let signed = self.calls.signed_url(Method::DELETE, &self.path(key)?, life).await;
-            let url = signed.map_err(|error| explain(&key.to_string(), &error))?;
-            // Getting credentials may have taken a while before the signature was dated.
-            let date = url.query_pairs().find(|(name, _)| name == "X-Amz-Date").map(|(_, date)| date.into_owned());
-            if date.and_then(|date| signing_second(&date)) == Some(second) {
-                return Ok(url.into());
-            }
-        }
-        Err(StorageError::Unavailable(key.to_string(), "signing takes longer than a second".to_owned()))
+        let now = self.now().0 / 1000;
+        let Some(life) = (deadline.0 / 1000).checked_sub(now).filter(|life| *life > 0) else {
+            return Err(StorageError::TooLate(key.to_string()));
+        };
+        let failed = |why: String| StorageError::Unavailable(key.to_string(), why);
+        let terms = PresigningConfig::builder()
+            .start_time(UNIX_EPOCH + Duration::from_secs(now))
+            .expires_in(Duration::from_secs(life).min(LONGEST_SIGNATURE));
+        let terms = terms.build().map_err(|error| failed(error.to_string()))?;
+        let request = self.place.kit.delete_object().bucket(&self.bucket).key(format!("{}{key}", self.prefix));
+        let signed = request.presigned(terms).await.map_err(|error| failed(text_of(&error)))?;
+        Ok(signed.uri().to_owned())
     }
 
     /// As [`Store::delete`].
@@ -55,11 +49,6 @@ impl S3 {
         let body = body.bytes().await.map_err(|error| failed(text_of(&error)))?;
         refused_delete(&about, parts.status, &on_one_line(&String::from_utf8_lossy(&body)), self.now() > deadline)
     }
-}
-
-/// Seconds since the Unix epoch of an `X-Amz-Date`.
-fn signing_second(date: &str) -> Option<i64> {
-    chrono::NaiveDateTime::parse_from_str(date, "%Y%m%dT%H%M%SZ").ok().map(|date| date.and_utc().timestamp())
 }
 
 /// What it means that a DELETE didn't succeed.

@@ -10,7 +10,6 @@ use std::{
     error::Error,
     fmt,
     future::poll_fn,
-    path::PathBuf,
     pin::{Pin, pin},
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll, ready},
@@ -32,7 +31,7 @@ use tokio::time::{Instant, Sleep};
 use super::{
     StorageError,
     clock::{Clock, uptime},
-    options::{Egress, Patience, S3Options},
+    options::{Egress, Patience},
     pace::Pace,
 };
 use crate::outbound::{self, text_of};
@@ -46,11 +45,11 @@ const STEP: usize = 64 << 10;
 
 /// A way to the store. Clones share connections, clock and pace.
 #[derive(Clone, Debug)]
-pub(super) struct Transport {
+pub(in crate::storage) struct Transport {
     client: reqwest::Client,
     /// For what is on this machine or on its link, which no proxy can reach.
     direct: reqwest::Client,
-    pub(super) clock: Clock,
+    pub(in crate::storage) clock: Clock,
     pace: Pace,
     /// For an answer, once the request is sent.
     answer: Duration,
@@ -63,7 +62,7 @@ impl Transport {
     ///
     /// # Errors
     /// One line that says which of the options can't be used.
-    pub(super) fn new(egress: &Egress, patience: Patience) -> Result<Self, StorageError> {
+    pub(in crate::storage) fn new(egress: &Egress, patience: Patience) -> Result<Self, StorageError> {
         Ok(Self {
             client: client(egress, patience)?,
             direct: built(builder(egress, patience)?.no_proxy())?,
@@ -75,17 +74,17 @@ impl Transport {
     }
 
     /// The same way, for requests that are answered within `answer` of their last byte.
-    pub(super) fn answered_within(&self, answer: Duration) -> Self {
+    pub(in crate::storage) fn answered_within(&self, answer: Duration) -> Self {
         Self { answer, ..self.clone() }
     }
 
     /// The same connections to somebody else, whose clock and complaints are not the store's.
-    pub(super) fn for_others(&self) -> Self {
+    pub(in crate::storage) fn for_others(&self) -> Self {
         Self { clock: Clock::default(), pace: Pace::default(), ..self.clone() }
     }
 
     /// Sends one request, and gives its answer as soon as the head is there.
-    pub(super) async fn send(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
+    pub(in crate::storage) async fn send(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
         self.pace.turn().await;
         let (parts, body) = request.into_parts();
         let progress = Progress::default();
@@ -134,18 +133,21 @@ fn built(builder: reqwest::ClientBuilder) -> Result<reqwest::Client, StorageErro
     builder.build().map_err(|error| unusable("TLS", &error))
 }
 
-/// A client by which the store's signed URLs can be asked for as Berth's own requests are: with the same
-/// certificates and the same proxy, and with no credentials.
+/// A client by which signed URLs of the store at `site` can be asked for as Berth's own requests are: with the
+/// same certificates and the same proxy, and with no credentials.
 ///
 /// # Errors
 /// One line that says which of the options can't be used.
-pub fn signed_url_client(options: &S3Options) -> Result<reqwest::Client, StorageError> {
-    let site = options.public_endpoint.as_ref().or(options.endpoint.as_ref());
+pub(in crate::storage) fn client_for(
+    site: Option<&String>,
+    egress: &Egress,
+    patience: Patience,
+) -> Result<reqwest::Client, StorageError> {
     let url = site.and_then(|site| site.parse::<http::Uri>().ok());
     if is_near(url.as_ref().and_then(http::Uri::host)) {
-        return built(builder(&options.egress, options.patience)?.no_proxy());
+        return built(builder(egress, patience)?.no_proxy());
     }
-    client(&options.egress, options.patience)
+    client(egress, patience)
 }
 
 fn builder(egress: &Egress, patience: Patience) -> Result<reqwest::ClientBuilder, StorageError> {
@@ -155,10 +157,9 @@ fn builder(egress: &Egress, patience: Patience) -> Result<reqwest::ClientBuilder
         .redirect(reqwest::redirect::Policy::none())
         .connect_timeout(patience.connect)
         .pool_idle_timeout(POOL_IDLE);
-    let bundle = std::env::var_os("AWS_CA_BUNDLE").filter(|file| !file.is_empty()).map(PathBuf::from);
-    if let Some(file) = egress.ca_bundle.clone().or(bundle) {
+    if let Some(file) = &egress.ca_bundle {
         let about = format!("the certificates in {}", file.display());
-        let pem = std::fs::read(&file).map_err(|error| unusable(&about, &error))?;
+        let pem = std::fs::read(file).map_err(|error| unusable(&about, &error))?;
         let certificates = reqwest::Certificate::from_pem_bundle(&pem).map_err(|error| unusable(&about, &error))?;
         if certificates.is_empty() {
             return Err(StorageError::Refused(about, "there is none in PEM form".to_owned()));
@@ -179,7 +180,8 @@ fn is_near(host: Option<&str>) -> bool {
         Ok(std::net::IpAddr::V4(address)) => address.is_loopback() || address.is_link_local(),
         // The addresses by which AWS' machines and clusters are asked over IPv6 begin so.
         Ok(std::net::IpAddr::V6(address)) => address.is_loopback() || address.segments()[..2] == [0xfd00, 0xec2],
-        Err(_) => host == "localhost",
+        // By the second name Google's machines and clusters are asked for credentials.
+        Err(_) => matches!(host, "localhost" | "metadata.google.internal"),
     }
 }
 
