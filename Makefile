@@ -35,7 +35,7 @@ check: ## All that a change must pass: format, lints, docs, tests, dependencies.
 	@command -v cargo-deny >/dev/null || $(CARGO) install --locked cargo-deny --version $(DENY_VERSION)
 	$(CARGO) deny --locked check bans licenses sources
 
-check-all: check ## That, and what is too long for each change: all other clients, Valkey, fake-gcs-server, 5 GiB, 200 times kill -9, chaos, known vulnerabilities.
+check-all: check ## That, and what is too long for each change: all other clients, Valkey, fake-gcs-server, 5 GiB, 200 times kill -9, 10,000 pushes that are told whatever dies, chaos, known vulnerabilities.
 	scripts/setup-check-all
 	$(CARGO) test --release --locked --test clients -- --test-threads=1 --nocapture
 	BERTH_TEST_REDIS_SERVER=$(CURDIR)/target/tools/valkey-server $(CARGO) test --locked --test it -- index:: rules_suspect:: e2e_redis:: sentinel:: cluster::
@@ -43,6 +43,7 @@ check-all: check ## That, and what is too long for each change: all other client
 	for over in redis+s3 embedded+s3 sentinel+s3 cluster+s3 redis+gcs embedded+gcs redis+azure embedded+azure; do \
 		BERTH_TEST_OVER=$$over $(CARGO) test --locked --test it -- rules_rebuild:: rules_tag:: rules_upload:: || exit; done
 	BERTH_CRASH_ROUNDS=200 $(CARGO) test --locked --test it e2e_crash:: -- --nocapture
+	BERTH_EVENTS_PUSHES=10000 $(CARGO) test --locked --test it events_crash:: -- --nocapture --test-threads=1
 	$(CARGO) test --release --locked --test chaos -- --ignored --nocapture each_fault_alone
 	BERTH_CHAOS_MINUTES=10 $(MAKE) chaos
 	$(CARGO) deny --locked check advisories
@@ -56,7 +57,8 @@ image: ## Build the container image, for this machine's architecture.
 	docker build --tag berth --file infra/Dockerfile --build-arg VERSION=$(VERSION) \
 		--build-arg SOURCE_COMMIT=$(shell git rev-parse HEAD 2>/dev/null) target/image
 
-loadtest: ## Compare Berth with CNCF Distribution on this machine, and tokens with none, in some seven minutes.
+loadtest: ## Compare Berth with CNCF Distribution on this machine, and tokens and events with none, in some eight minutes.
 	$(if $(COMMIT),SOURCE_COMMIT=$(COMMIT)) $(CARGO) build --release --locked
 	$(CARGO) run --release --locked -p loadtest -- compare
 	$(CARGO) run --release --locked -p loadtest -- access
+	$(CARGO) run --release --locked -p loadtest -- events

@@ -18,7 +18,7 @@ use crate::{
     index::{Ask, Batch, Connect, IndexError, Outcome, Shard, Write},
     oci::{Digest, RepositoryName},
     outbox::Coverage,
-    storage::{Key, StorageError, Store, StoreTime},
+    storage::{Key, StorageError, Store, StoreTime, key::EpochNumber},
     telemetry::{Collected, Untold},
     upload::memory::{Budget, Room},
 };
@@ -412,16 +412,22 @@ const LOOK_AGAIN: Duration = Duration::from_millis(250);
 /// Takes the lease, after beginning an epoch if there is none of this index's.
 async fn take_index(leases: &Arc<Leases>, store: &dyn Store, options: &Options, other: OtherIndex) -> Result<()> {
     let mut other = other;
-    let patience = store.now().plus(options.timing.succession() + options.timing.margin);
+    let patience = options.timing.succession() + options.timing.margin;
+    // The epoch that no index serves yet, and since when this one knows it: who began it gets the time to finish, each
+    // time anew, or replicas that start together would outbid each other without end.
+    let mut vacant: Option<(EpochNumber, StoreTime)> = None;
     loop {
         match leases.standing().await? {
             Standing::Ours(_) => return Ok(()),
             Standing::Fresh => {}
-            Standing::Unserved(_) if !store.is_exclusive() && store.now() < patience => {
-                tokio::time::sleep(LOOK_AGAIN).await;
-                continue;
-            }
             Standing::Unserved(number) => {
+                let now = store.now();
+                let since = vacant.filter(|(known, _)| *known == number).map_or(now, |(_, since)| since);
+                vacant = Some((number, since));
+                if !store.is_exclusive() && now < since.plus(patience) {
+                    tokio::time::sleep(LOOK_AGAIN).await;
+                    continue;
+                }
                 tracing::warn!(epoch = %number, "the bucket's index is empty; it is filled from the bucket");
             }
             Standing::Replaced(number, _) => {

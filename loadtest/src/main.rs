@@ -1,5 +1,5 @@
 //! `loadtest compare`: Berth beside CNCF Distribution, on this machine, in one run. (`loadtest access` is Berth
-//! alone, with tokens and without.)
+//! alone, with tokens and without; `loadtest events` the same with endpoints and without.)
 //!
 //! Both are started here, as they ship, on empty directories and loopback. Each round loads them one after the
 //! other, workload by workload, so that whatever else the machine does meets both alike; a figure is the median
@@ -9,6 +9,7 @@
 mod access;
 mod client;
 mod content;
+mod events;
 mod load;
 mod proc;
 mod recover;
@@ -41,6 +42,8 @@ enum Command {
     Compare(Compare),
     /// Load Berth with and without tokens in turn; print a table.
     Access(Common),
+    /// Push manifests to Berth with and without an endpoint that is told of them, in turn; print a table.
+    Events(Common),
     /// Lose the index of a Berth over S3 and Redis; print what clients notice, and what filling a new one takes.
     Recover(recover::Options),
 }
@@ -77,6 +80,12 @@ struct Compare {
     results: PathBuf,
 }
 
+impl Common {
+    fn span(&self) -> Duration {
+        Duration::from_secs_f64(self.seconds)
+    }
+}
+
 /// Any run ends by itself after this long.
 const AT_MOST: Duration = Duration::from_secs(40 * 60);
 
@@ -89,8 +98,10 @@ async fn main() -> Result<()> {
             Command::Compare(options) => compare(options).await,
             Command::Access(common) => {
                 std::fs::create_dir_all(&common.data)?;
-                let span = Duration::from_secs_f64(common.seconds);
-                access::measure(&Product::berth(&common.berth)?, &common.data, common.rounds, span).await
+                access::measure(&Product::berth(&common.berth)?, &common.data, common.rounds, common.span()).await
+            }
+            Command::Events(common) => {
+                events::measure(&Product::berth(&common.berth)?, &common.data, common.rounds, common.span()).await
             }
             Command::Recover(options) => recover::measure(&options).await,
         }

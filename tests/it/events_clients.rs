@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 
 use crate::{
     berth::{Berth, Setup, run},
+    docker_daemon::Daemon,
     e2e_tools::Tool,
     hook::{Hook, Told},
 };
@@ -69,6 +70,32 @@ async fn what_crane_does_is_what_is_told() {
     for told in &told {
         check_envelope(told, &berth, &digest);
     }
+}
+
+/// Docker asks for a manifest by its digest once it knows that from a HEAD.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_docker_does_is_what_is_told() {
+    let (hook, daemon) = (Hook::start().await, tokio::task::block_in_place(Daemon::start));
+    let berth = start("distribution", &hook.url(), &[("ACTIONS", "push,pull,delete")]);
+    let image = |tag: &str| format!("{}/team/app:{tag}", berth.host());
+    tokio::task::block_in_place(|| {
+        daemon.import(&image("v1"), 1000);
+        daemon.run(&["push", &image("v1")]);
+        daemon.run(&["tag", &image("v1"), &image("stable")]);
+        daemon.run(&["push", &image("stable")]);
+        daemon.pull_again(&image("v1"));
+    });
+    let client = berth.client();
+    let head = client.head("/v2/team/app/manifests/v1").await.expect(200);
+    let digest = head.header("docker-content-digest");
+    client.delete("/v2/team/app/manifests/stable").await.expect(202);
+    client.delete(&format!("/v2/team/app/manifests/{digest}")).await.expect(202);
+    let by_digest = ["pull", "delete"].map(|action| format!("{action} team/app {digest}"));
+    let [pull, delete] = by_digest.each_ref().map(String::as_str);
+    let expected =
+        ["push team/app v1", "push team/app stable", pull, "delete team/app stable", "delete team/app v1", delete];
+    hook.until(expected.len()).await;
+    assert_eq!(hook.lines(), expected);
 }
 
 /// Distribution's envelope, as strictly as can be read.

@@ -33,6 +33,7 @@ mod e2e_sync;
 mod e2e_tools;
 mod e2e_uploads;
 mod events_clients;
+mod events_crash;
 mod events_delivery;
 mod fake_gcs;
 mod fuzz_parsers;
