@@ -3,7 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
-    net::TcpListener,
+    net::{Ipv4Addr, TcpListener},
     path::Path,
     process::{Child, Command, Stdio},
     time::Duration,
@@ -95,7 +95,7 @@ impl RedisServer {
     }
 
     pub(crate) fn place(&self) -> (Ipv4Addr, u16) {
-        (self.address, self.port)
+        (self.host.parse().unwrap(), self.port)
     }
 
     /// Removes what it has written down. Only while it is stopped.
