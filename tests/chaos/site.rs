@@ -43,7 +43,7 @@ const DISK: u32 = 256;
 #[derive(Debug)]
 enum Storage {
     /// And the bucket behind the first.
-    Bucket(Box<StormyStore>, Servers, #[expect(dead_code, reason = "it runs as long as it is held")] S3Server),
+    Bucket(Box<StormyStore>, Box<Servers>, #[expect(dead_code, reason = "it runs as long as it is held")] S3Server),
     /// Together with the index.
     Directory(Disk),
 }
@@ -214,7 +214,7 @@ async fn over_a_bucket(
         let settings = [&bucket.settings()[..], &plan.settings(), &index].concat();
         Replica::new(&settings, *skew, log(number), tally.clone())
     });
-    (replicas.collect(), Storage::Bucket(Box::new(store), servers, bucket))
+    (replicas.collect(), Storage::Bucket(Box::new(store), Box::new(servers), bucket))
 }
 
 /// One replica over a directory that is a disk of its own.

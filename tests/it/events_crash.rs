@@ -276,18 +276,18 @@ impl Pusher {
             self.put(&repository, &tag, &manifest).await;
             now.tag = Some(tag);
         }
-        if let Some(tag) = now.tag.take_if(|_| number.is_multiple_of(8)) {
-            if self.delete(&repository, &tag).await {
+        if let Some(tag) = now.tag.take_if(|_| number.is_multiple_of(8))
+            && self.delete(&repository, &tag).await
+        {
+            self.fleet.acknowledge(&repository, format!("delete {repository} {tag}"), true);
+        }
+        if let Some(before) = before.filter(|_| number % 6 == 1)
+            && self.delete(&repository, &before.digest).await
+        {
+            if let Some(tag) = before.tag {
                 self.fleet.acknowledge(&repository, format!("delete {repository} {tag}"), true);
             }
-        }
-        if let Some(before) = before.filter(|_| number % 6 == 1) {
-            if self.delete(&repository, &before.digest).await {
-                if let Some(tag) = before.tag {
-                    self.fleet.acknowledge(&repository, format!("delete {repository} {tag}"), true);
-                }
-                self.fleet.acknowledge(&repository, format!("delete {repository} {}", before.digest), false);
-            }
+            self.fleet.acknowledge(&repository, format!("delete {repository} {}", before.digest), false);
         }
         self.images.insert(repository, now);
     }
