@@ -2,7 +2,7 @@
 //!
 //! Each endpoint has a task of its own in each replica, so a slow one holds up nobody else. A shard's events for an
 //! endpoint are delivered by one replica at a time: it holds a lease on that work, renews it while it is at it, and
-//! when it dies another takes over within [`HOLD`]. An event is forgotten when its endpoint has answered 2xx, and
+//! when it dies another takes over within `HOLD`. An event is forgotten when its endpoint has answered 2xx, and
 //! not before. Whatever waits is read in pages; a repository's next event is sent when the one before it was
 //! taken, and one that fails holds up its own repository alone.
 //!

@@ -43,7 +43,7 @@ pub(crate) const SIDE_BY_SIDE: usize = 32;
 
 /// Makes the tags and the roster of a bucket that is a copy count: where copying has lost the time at which the newest
 /// revision of one was written, a revision of this epoch is written that says the same. Only for a bucket that
-/// nobody else is using, before [`walk`]. Returns how many that were.
+/// nobody else is using, before [`fn@walk`]. Returns how many that were.
 ///
 /// A write that was never acknowledged, and came too late, may be what it finds: then it happens now.
 pub async fn restamp(registry: &Arc<Registry>) -> Result<usize> {

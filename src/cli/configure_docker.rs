@@ -18,7 +18,7 @@ pub(super) struct Arguments {
     /// The registries, as images are named: r.example.com, or with a port.
     #[arg(required = true, value_name = "HOST")]
     hosts: Vec<String>,
-    /// Where their credential comes from: key:FILE, github[:AUDIENCE], gitlab[:VARIABLE] or kubernetes[:FILE].
+    /// Where their credential comes from: key:FILE; github, gitlab or kubernetes, where :AUDIENCE, :VARIABLE or :FILE may follow.
     /// [default: what `docker login` is told]
     #[arg(long, value_name = "SOURCE")]
     token_source: Option<Source>,

@@ -3,7 +3,7 @@
 //! It speaks two protocols on standard input and output: that of Docker's credential helpers (`get`, `store`,
 //! `erase`, `list`) and the kubelet's `CredentialProvider`. With a registry it speaks as any client would. What
 //! it gives out is made anew at each call, so nothing has to be refreshed; the one file that it keeps is
-//! [`store`]'s. It must never print a secret anywhere but in its answer.
+//! `store`'s. It must never print a secret anywhere but in its answer.
 
 mod exchange;
 mod kubelet;
@@ -31,8 +31,8 @@ const MAX_INPUT: u64 = 1 << 20;
 #[derive(Debug, Parser)]
 #[command(name = "docker-credential-berth", version = super::version())]
 struct Arguments {
-    /// Where the credential comes from, instead of what is kept for the registry: key:FILE,
-    /// github[:AUDIENCE], gitlab[:VARIABLE] or kubernetes[:FILE].
+    /// Where the credential comes from, instead of what is kept for the registry: key:FILE; github, gitlab or
+    /// kubernetes, where :AUDIENCE, :VARIABLE or :FILE may follow.
     #[arg(long, value_name = "SOURCE")]
     token_source: Option<Source>,
     #[command(subcommand)]

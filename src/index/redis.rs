@@ -2,7 +2,7 @@
 //! in a cluster.
 //!
 //! It keeps the promises of [`Index`] with one script per batch and knows nothing of what the facts mean.
-//! Only masters are asked, and a connection ends with the first of them that goes ([`connection`]).
+//! Only masters are asked, and a connection ends with the first of them that goes (`connection`).
 //!
 //! A group is a hash, `<namespace>{s07}:values:<group>`, and the order of its members a sorted set,
 //! `<namespace>{s07}:members:<group>`; both can be read with redis-cli. The braces keep a shard in one
