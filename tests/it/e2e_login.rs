@@ -148,7 +148,7 @@ fn crane_logs_in_and_follows_what_the_rules_say_now() {
     await_log(&berth, "line 1: the hash is neither bcrypt");
     assert!(crane.fails(&["delete", &image]).contains("UNAUTHORIZED"));
     fs::write(folder.path().join("users"), format!("ann:{}\n", bcrypt::hash(SECRET, 4).unwrap())).unwrap();
-    await_log(&berth, "rules, groups, users and keys count as they are now");
+    await_log(&berth, "rules, groups, users, keys and endpoints count as they are now");
     crane.run(&["delete", &image]);
 
     // A rotation by the command goes by unseen, and what was there before goes on.
@@ -300,9 +300,9 @@ async fn processes_with_the_same_keys_believe_each_other_also_while_they_rotate(
     for text in [rotated.clone(), long_ago(rotated)] {
         fs::write(&keys, text).unwrap();
         for server in &servers {
-            let before = server.log().matches("keys count as they are now").count();
+            let before = server.log().matches("keys and endpoints count as they are now").count();
             server.signal(Signal::HUP);
-            while server.log().matches("keys count as they are now").count() == before {
+            while server.log().matches("keys and endpoints count as they are now").count() == before {
                 for client in &clients {
                     is_good(client, &old).await;
                     is_good(client, &token(&clients[0]).await).await;
