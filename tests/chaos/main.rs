@@ -35,7 +35,6 @@ mod disk;
 #[expect(dead_code, reason = "the other tests use the rest of it")]
 #[path = "../it/e2e_client.rs"]
 mod e2e_client;
-#[expect(dead_code, reason = "the other tests use the rest of it")]
 #[path = "../it/gcs_identity.rs"]
 mod gcs_identity;
 #[expect(dead_code, reason = "the other tests use the rest of it")]

@@ -221,7 +221,9 @@ mod tests {
     #[test]
     fn a_tag_that_comes_back_to_what_it_was_is_told_again() {
         let ledger = Ledger::default();
-        ["a", "a", "b", "a"].map(|digest| push(&ledger, "t", digest));
+        for digest in ["a", "a", "b", "a"] {
+            push(&ledger, "t", digest);
+        }
         let mut told = vec![taken("1", "t", Some("a")), taken("2", "t", Some("b")), taken("1", "t", Some("a"))];
         assert_eq!(complaints(&ledger, &told), [1, 0, 0], "the same event twice is one");
         told.push(taken("3", "t", Some("a")));
