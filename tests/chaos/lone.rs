@@ -9,7 +9,7 @@ use crate::{
     faults::Spans,
     links::Link,
     redis_server::{self, RedisServer},
-    servers::{AWAY, KEEPS, RedisFault, pause, stop},
+    servers::{AWAY, KEEPS, RedisFault, pause, restart, stop},
 };
 
 /// The server that is the right one now, and each replica's way to it.
@@ -64,7 +64,7 @@ impl Lone {
         if emptied {
             self.master.forget();
         }
-        self.master.restart().await;
+        restart(&mut self.master).await;
     }
 
     /// A replica takes the master's place for some, and then for all. Returns the old master, which runs on.

@@ -4,8 +4,8 @@
 use std::{ops::Range, time::Duration};
 
 use crate::{
-    dice::Dice, faults::Spans, lone::Lone, over::IndexKind, redis_server::RedisServer, slotted::Slotted,
-    watched::Watched, weather::Tally,
+    dice::Dice, faults::Spans, lone::Lone, over::IndexKind, redis_fleet::until, redis_server::RedisServer,
+    slotted::Slotted, watched::Watched, weather::Tally,
 };
 
 /// What may happen to it. Where there are several masters it happens to one of them, if nothing else is said.
@@ -104,6 +104,13 @@ impl Servers {
             Self::Slotted(slotted) => slotted.suffer(fault, dice, spans, tally).await,
         }
     }
+}
+
+/// A server that was killed starts again, and has read what it kept: until then it refuses its operator too.
+pub(crate) async fn restart(server: &mut RedisServer) {
+    server.restart().await;
+    let mut operator = server.operator().await;
+    until(async || redis::cmd("PING").exec_async(&mut operator).await.is_ok()).await;
 }
 
 /// A server stands still for a while.

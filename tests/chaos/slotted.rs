@@ -15,7 +15,7 @@ use crate::{
     faults::Spans,
     redis_fleet::{Cluster, role, until},
     redis_server::RedisServer,
-    servers::{AWAY, KEEPS, RedisFault, cut, pause, stop},
+    servers::{AWAY, KEEPS, RedisFault, cut, pause, restart, stop},
     weather::Tally,
 };
 
@@ -94,7 +94,7 @@ impl Slotted {
             node.forget();
             fs::write(node.directory().join(NODES), known).unwrap();
         }
-        node.restart().await;
+        restart(node).await;
     }
 
     /// One of the replicas takes its master's place: asking it, without asking it, or without asking anybody, so that

@@ -11,7 +11,7 @@ use crate::{
     faults::Spans,
     redis_fleet::{SERVICE, Sentinels, role, until},
     redis_server::RedisServer,
-    servers::{AWAY, KEEPS, RedisFault, cut, pause, stop},
+    servers::{AWAY, KEEPS, RedisFault, cut, pause, restart, stop},
 };
 
 /// How long a master may be away before it is replaced, in milliseconds: longer than a busy machine hesitates.
@@ -101,7 +101,7 @@ impl Watched {
         if emptied {
             server.forget();
         }
-        server.restart().await;
+        restart(server).await;
         let (master, server) = (self.master().await, &self.fleet.servers[place]);
         let to = &self.fleet.servers[master];
         match master == place {
