@@ -30,6 +30,7 @@ use crate::{
     delivery::{Deliverer, Endpoints, UnusableEndpoint},
     epoch::{Leases, Standing, Timing},
     error::Error,
+    event::Interests,
     index::{
         Connect, IndexError,
         embedded::Embedded,
@@ -285,13 +286,15 @@ pub struct Takeover {
     store: Arc<dyn Store>,
     index: Arc<dyn Connect>,
     options: Options,
+    interests: Interests,
 }
 
 impl Takeover {
     /// Opens both, and changes nothing yet.
     pub async fn open(config: &Config) -> Result<Self, StartError> {
         require_bucket(config)?;
-        Ok(Self { store: open_store(config, Use::Serve).await?, index: open_index(config)?, options: options(config) })
+        let (store, index) = (open_store(config, Use::Serve).await?, open_index(config)?);
+        Ok(Self { store, index, options: options(config), interests: interests(config) })
     }
 
     /// What bucket and index say of each other now.
@@ -309,9 +312,11 @@ impl Takeover {
         }
     }
 
-    /// The registry over both, to be filled by [`reconcile::walk`].
+    /// The registry over both, to be filled by [`reconcile::walk`], which writes down what is to be told again.
     pub async fn into_registry(self) -> Result<Arc<Registry>, StartError> {
-        Ok(Registry::open(self.store, self.index, self.options, OtherIndex::Refuse).await?)
+        let registry = Registry::open(self.store, self.index, self.options, OtherIndex::Refuse).await?;
+        registry.set_interests(self.interests);
+        Ok(registry)
     }
 
     fn leases(&self) -> Arc<Leases> {
@@ -371,7 +376,11 @@ pub async fn open_existing(config: &Config) -> Result<Arc<Registry>, StartError>
     let (store, index) = (open_store(config, Use::Look).await?, open_index(config)?);
     let standing = Arc::new(Leases::new(Arc::clone(&store), Arc::clone(&index), options(config).timing));
     match standing.standing().await? {
-        Standing::Ours(_) => Ok(Registry::open(store, index, options(config), OtherIndex::Refuse).await?),
+        Standing::Ours(_) => {
+            let registry = Registry::open(store, index, options(config), OtherIndex::Refuse).await?;
+            registry.set_interests(interests(config));
+            Ok(registry)
+        }
         Standing::Fresh | Standing::Unserved(_) | Standing::Replaced(..) | Standing::Others(..) => {
             Err(StartError::OtherIndex)
         }
@@ -487,6 +496,12 @@ fn read_pem(
     let unreadable = |source| StartError::File { key, path: path.to_owned(), source };
     let pem = std::fs::read(path).map_err(unreadable)?;
     if fits(&pem) { Ok(pem) } else { Err(StartError::NotPem { key, path: path.to_owned(), want }) }
+}
+
+/// Who is told of what happens: what a command does to a registry, or takes away, may have to be told as well.
+fn interests(config: &Config) -> Interests {
+    // The configuration's own rules have read each name.
+    Interests::configured(&config.events).unwrap_or_default()
 }
 
 fn options(config: &Config) -> Options {

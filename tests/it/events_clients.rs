@@ -14,7 +14,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::{
-    berth::{Berth, Setup, run},
+    berth::{Berth, Setup, bare, run},
     docker_daemon::Daemon,
     e2e_tools::Tool,
     hook::{Hook, Told},
@@ -70,6 +70,34 @@ async fn what_crane_does_is_what_is_told() {
     for told in &told {
         check_envelope(told, &berth, &digest);
     }
+}
+
+/// A rebuild by an operator's hand is a loss of the index like any other.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_nobody_took_waits_again_after_a_rebuild() {
+    let (hook, directory) = (Hook::start().await, tempfile::tempdir().unwrap());
+    hook.says(500);
+    let setup = Setup::of(&[
+        ("BERTH_EVENTS__ENDPOINTS__CI__FORMAT", "distribution"),
+        ("BERTH_EVENTS__ENDPOINTS__CI__URL", &hook.url()),
+        ("BERTH_EVENTS__ENDPOINTS__CI__ALLOW", "127.0.0.0/8"),
+    ])
+    .over(directory.path());
+    let mut berth = setup.clone().start();
+    // An endpoint isn't told of what was before its first checkpoint.
+    while !directory.path().join("checkpoints").exists() {
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    berth.client().push_image("team/app", "v1", &["layer".into()]).await;
+    hook.until(1).await;
+    tokio::task::block_in_place(|| berth.terminate());
+    std::fs::remove_dir_all(directory.path().join(".index")).unwrap();
+    tokio::task::block_in_place(|| {
+        let command = |arguments: &[&str]| run(bare(&setup, directory.path()).args(arguments).stdout(Stdio::piped()));
+        command(&["index", "rebuild"]);
+        let pending = command(&["events", "pending", "ci"]);
+        assert!(pending.contains("team/app"), "{pending}");
+    });
 }
 
 /// Docker asks for a manifest by its digest once it knows that from a HEAD.
