@@ -22,7 +22,7 @@ use crate::{
         facts::{self, DeliveryFact, EventFact, IntentFact, Names, Target, inherited_member},
     },
     oci::{Manifest, manifest::MAX_MANIFEST},
-    registry::{Registry, found},
+    registry::{Registry, ask, found},
     storage::{
         Key, Revision,
         key::{EntryName, EpochNumber},
@@ -72,6 +72,11 @@ pub async fn inherit(
     endpoint: &EntryName,
     earlier: &[Earlier],
 ) -> Result<u64> {
+    let done = lease.names.inherited(endpoint);
+    // Another replica may have done it since that was looked at.
+    if ask(lease, shard, vec![Ask::Value(done.clone())]).await?[0].is_some() {
+        return Ok(0);
+    }
     let (interests, index) = (registry.interests(), lease.live().await?);
     let interest = interests.iter().find(|interest| interest.endpoint == *endpoint);
     let mut count = 0;
@@ -84,7 +89,7 @@ pub async fn inherit(
             break;
         }
     }
-    let writes = vec![Write::Put(lease.names.inherited(endpoint), Bytes::new())];
+    let writes = vec![Write::Put(done, Bytes::new())];
     lease.commit(shard, Batch { writes, ..Batch::default() }).await?;
     if count > 0 {
         tracing::info!(%endpoint, shard = shard.0, count, "events that an earlier epoch had not delivered are taken over");
