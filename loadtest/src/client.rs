@@ -74,6 +74,21 @@ impl Client {
         self.answer().await
     }
 
+    /// Sends a HEAD that was made by [`request`]. No body follows, whatever length is announced.
+    pub(crate) async fn look(&mut self, request: &[u8]) -> Result<Answer> {
+        self.stream.write_all(request).await?;
+        let mut filled = 0;
+        loop {
+            let read = self.stream.read(&mut self.buffer[filled..]).await?;
+            ensure!(read > 0, "the server hung up, or its head is longer than {SMALL} bytes");
+            filled += read;
+            if let Some(end) = end_of_head(&self.buffer[..filled]) {
+                ensure!(end == filled, "a body came with the answer to a HEAD");
+                return parse(std::str::from_utf8(&self.buffer[..end])?);
+            }
+        }
+    }
+
     /// Sends what was made by [`request`], and gives back the body of the answer, which must be 200 and small.
     pub(crate) async fn fetch(&mut self, request: &[u8]) -> Result<Vec<u8>> {
         self.stream.write_all(request).await?;
@@ -142,7 +157,7 @@ fn end_of_head(bytes: &[u8]) -> Option<usize> {
     bytes.windows(4).position(|window| window == b"\r\n\r\n").map(|at| at + 4)
 }
 
-/// Reads a head. No answer to a HEAD comes here, so an announced length is always a body that follows.
+/// Reads a head.
 fn parse(head: &str) -> Result<Answer> {
     let mut lines = head.split("\r\n");
     let status = lines.next().and_then(|line| line.split(' ').nth(1)).context("no status line")?.parse()?;
