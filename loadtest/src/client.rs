@@ -65,28 +65,13 @@ impl Client {
         for piece in pieces {
             self.stream.write_all(piece).await?;
         }
-        self.answer().await
+        self.answer(false).await
     }
 
     /// Sends what was made by [`request`] and reads the answer to its end.
     pub(crate) async fn exchange(&mut self, request: &[u8]) -> Result<Answer> {
         self.stream.write_all(request).await?;
-        self.answer().await
-    }
-
-    /// Sends a HEAD that was made by [`request`]. No body follows, whatever length is announced.
-    pub(crate) async fn look(&mut self, request: &[u8]) -> Result<Answer> {
-        self.stream.write_all(request).await?;
-        let mut filled = 0;
-        loop {
-            let read = self.stream.read(&mut self.buffer[filled..]).await?;
-            ensure!(read > 0, "the server hung up, or its head is longer than {SMALL} bytes");
-            filled += read;
-            if let Some(end) = end_of_head(&self.buffer[..filled]) {
-                ensure!(end == filled, "a body came with the answer to a HEAD");
-                return parse(std::str::from_utf8(&self.buffer[..end])?);
-            }
-        }
+        self.answer(request.starts_with(b"HEAD ")).await
     }
 
     /// Sends what was made by [`request`], and gives back the body of the answer, which must be 200 and small.
@@ -106,7 +91,8 @@ impl Client {
         }
     }
 
-    async fn answer(&mut self) -> Result<Answer> {
+    /// The answer to a HEAD announces a length, but nothing follows.
+    async fn answer(&mut self, is_head: bool) -> Result<Answer> {
         let mut filled = 0;
         let head = loop {
             let read = self.stream.read(&mut self.buffer[filled..]).await?;
@@ -116,7 +102,10 @@ impl Client {
                 break end;
             }
         };
-        let answer = parse(std::str::from_utf8(&self.buffer[..head])?)?;
+        let mut answer = parse(std::str::from_utf8(&self.buffer[..head])?)?;
+        if is_head {
+            answer.length = 0;
+        }
         let mut left = answer.length.checked_sub((filled - head) as u64).context("more came than was announced")?;
         if left > SMALL as u64 && self.buffer.len() < LARGE {
             self.buffer.resize(LARGE, 0);

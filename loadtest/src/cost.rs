@@ -68,10 +68,7 @@ impl Operation {
         match self {
             Self::Ask { method, target, status } => {
                 let head = request(address, method, &target(number), "", 0);
-                let answer = match *method {
-                    "HEAD" => client.look(head.as_bytes()).await?,
-                    _ => client.exchange(head.as_bytes()).await?,
-                };
+                let answer = client.exchange(head.as_bytes()).await?;
                 ensure!(answer.status == *status, "{method} {} was answered by {}", target(number), answer.status);
             }
             Self::Put(manifest) => {
