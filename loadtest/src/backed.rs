@@ -305,7 +305,7 @@ async fn fill(replica: &Instance) -> Result<()> {
     }
     let manifest = move |number| Manifest { target: tag(number), media_type: MANIFEST, bytes: image.manifest.clone() };
     let crowd = Crowd { addresses: vec![replica.address], connections: CONNECTIONS };
-    crowd.repeat(&Arc::new(Operation::Put(Box::new(manifest))), 0, Extent::Times(TAGS), &[]).await?;
+    crowd.repeat(&Arc::new(Operation::Fill(Box::new(manifest))), 0, Extent::Times(TAGS), &[]).await?;
     Ok(())
 }
 

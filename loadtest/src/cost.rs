@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use rustix::time::{ClockId, clock_gettime};
 use tokio::{task::JoinSet, time::sleep};
 
@@ -27,6 +27,9 @@ const SETTLE: Duration = Duration::from_millis(100);
 
 /// The media type of an image index, which may name nothing at all: the smallest thing that a tag can point at.
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+
+/// How often a manifest that fills is tried again, a second later each time.
+const PATIENCE: usize = 60;
 
 /// The target of an operation by its number.
 type Target = Box<dyn Fn(u64) -> String + Send + Sync>;
@@ -54,6 +57,8 @@ pub(crate) enum Operation {
     Ask { method: &'static str, target: Target, status: u16 },
     /// A PUT of a manifest.
     Put(Box<dyn Fn(u64) -> Manifest + Send + Sync>),
+    /// The same, tried again while the registry is unavailable: for what is only there to be measured later.
+    Fill(Box<dyn Fn(u64) -> Manifest + Send + Sync>),
     /// A small image, new in all its parts, from this number on: five requests.
     Push { first: u64 },
 }
@@ -74,6 +79,17 @@ impl Operation {
             Self::Put(manifest) => {
                 let Manifest { target, media_type, bytes } = manifest(number);
                 put(client, &target, media_type, &bytes).await?;
+            }
+            Self::Fill(manifest) => {
+                let Manifest { target, media_type, bytes } = manifest(number);
+                for _ in 0..PATIENCE {
+                    match client.send("PUT", &target, media_type, &bytes).await?.status {
+                        201 => return Ok(()),
+                        503 => sleep(Duration::from_secs(1)).await,
+                        other => bail!("PUT {target} was answered by {other}"),
+                    }
+                }
+                bail!("the registry was unavailable for a minute");
             }
             Self::Push { first } => push_image(client, first + number).await?,
         }
@@ -104,7 +120,7 @@ async fn push_image(client: &mut Client, number: u64) -> Result<()> {
 pub(crate) async fn upload(client: &mut Client, repository: &str, digest: &str) -> Result<String> {
     let answer = client.ask("POST", &format!("/v2/{repository}/blobs/uploads/")).await?;
     let Some(location) = answer.location.filter(|_| answer.status == 202) else {
-        anyhow::bail!("an upload's POST was answered by {}", answer.status);
+        bail!("an upload's POST was answered by {}", answer.status);
     };
     let joint = if location.contains('?') { '&' } else { '?' };
     Ok(format!("{location}{joint}digest={digest}"))

@@ -24,7 +24,7 @@ const NOISE: usize = 16 << 20;
 const AT_LEAST: u64 = 64 << 20;
 
 /// But no more blobs than this.
-const AT_MOST: u64 = 2000;
+const AT_MOST: u64 = 1000;
 
 const MIB: f64 = (1 << 20) as f64;
 

@@ -152,7 +152,7 @@ impl Scene<'_> {
     async fn fill(&self, names: &Names, puts: std::ops::Range<u64>) -> Result<()> {
         let berth = self.start(false, Way::Straight).await?;
         let crowd = Crowd { addresses: vec![berth.address], connections: FILLING };
-        let put = Arc::new(Operation::Put(Box::new(names.fill)));
+        let put = Arc::new(Operation::Fill(Box::new(names.fill)));
         let step = (puts.end - puts.start).div_ceil(10).max(1);
         for first in puts.clone().step_by(usize::try_from(step)?) {
             let times = step.min(puts.end - first);

@@ -109,13 +109,20 @@ fn round_up(value: f64) -> f64 {
 }
 
 /// A size in few letters: bytes are powers of two, all else of ten.
-fn brief(size: f64) -> String {
+pub(crate) fn brief(size: f64) -> String {
     let binary = [(30, "GiB"), (20, "MiB"), (10, "KiB")].map(|(bits, unit)| (f64::from(1_u32 << bits), unit));
     let even = binary.into_iter().find(|(unit, _)| size >= *unit && size % 1024.0 == 0.0);
     match even {
         Some((unit, name)) => format!("{} {name}", size / unit),
-        None => crate::growth_report::thousands(size as u64),
+        None => thousands(size as u64),
     }
+}
+
+/// A number with commas.
+fn thousands(number: u64) -> String {
+    let digits = number.to_string();
+    let groups: Vec<_> = digits.as_bytes().rchunks(3).rev().map(String::from_utf8_lossy).collect();
+    groups.join(",")
 }
 
 fn escaped(text: &str) -> String {
@@ -128,6 +135,7 @@ mod tests {
 
     #[test]
     fn steps_are_round_and_sizes_brief() {
+        assert_eq!(thousands(7), "7");
         assert_eq!((round_up(0.0), round_up(3.0), round_up(51.0), round_up(0.2)), (1.0, 5.0, 100.0, 0.2));
         assert_eq!(
             (brief(1000.0), brief(65536.0), brief(5_368_709_120.0)),

@@ -91,7 +91,12 @@ impl Report {
     pub(crate) fn add(&mut self, mut point: Point) -> Result<()> {
         point.load_average[1] = proc::load_average()?;
         self.date = Utc::now().format("%Y-%m-%dT%H:%M:%SZ").to_string();
-        eprintln!("{} {} done (load average {})", thousands(point.size), self.course, point.load_average[1]);
+        eprintln!(
+            "{} {} done (load average {})",
+            growth_plot::brief(point.size as f64),
+            self.course,
+            point.load_average[1]
+        );
         self.points.push(point);
         self.write()?;
         Ok(())
@@ -104,7 +109,7 @@ impl Report {
             format!("{}: {}, {processor}, {cores} cores, {memory}, Linux {kernel}\n", self.course, self.berth);
         let loads: Vec<_> = self.points.iter().map(|point| point.load_average[0].to_string()).collect();
         text += &format!("load average as each began: {}\n\n| what |", loads.join(", "));
-        self.points.iter().for_each(|point| text += &format!(" {} |", thousands(point.size)));
+        self.points.iter().for_each(|point| text += &format!(" {} |", growth_plot::brief(point.size as f64)));
         text += &format!("\n|---|{}\n", "---|".repeat(self.points.len()));
         for name in self.names() {
             text += &format!("| {name} |");
@@ -173,20 +178,12 @@ fn short(value: f64) -> String {
     }
 }
 
-/// A number with commas.
-pub(crate) fn thousands(number: u64) -> String {
-    let digits = number.to_string();
-    let groups: Vec<_> = digits.as_bytes().rchunks(3).rev().map(String::from_utf8_lossy).collect();
-    groups.join(",")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn numbers_are_readable() {
-        assert_eq!((thousands(7), thousands(1_000_000)), ("7".to_owned(), "1,000,000".to_owned()));
         assert_eq!(spread(&[3.0, 1.0, 2.0]), "2.00 (1.00–3.00)");
         assert_eq!((spread(&[250.0]), spread(&[0.0, 0.0])), ("250".to_owned(), "0".to_owned()));
     }
