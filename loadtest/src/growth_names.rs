@@ -6,10 +6,8 @@
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, ensure};
-use tokio::time::sleep;
 
 use crate::{
-    client::Client,
     cost::{Crowd, Extent, Manifest, Operation, Seen, anywhere},
     counting::Counts,
     ground::{Bucket, Way, directory_settings},
@@ -137,16 +135,7 @@ impl Scene<'_> {
             Some(bucket) => bucket.settings(way),
             None => directory_settings(&self.directory, sync),
         };
-        let berth = Instance::berth(&self.options.berth, &settings, &self.directory.join("log")).await?;
-        // Until it has looked for what the bucket holds, the catalog is unavailable.
-        let mut client = Client::connect(berth.address).await?;
-        for _ in 0..600 {
-            if client.ask("GET", "/v2/_catalog?n=1").await?.status == 200 {
-                return Ok(berth);
-            }
-            sleep(Duration::from_millis(100)).await;
-        }
-        anyhow::bail!("the catalog was unavailable for a minute")
+        Instance::berth(&self.options.berth, &settings, &self.directory.join("log")).await
     }
 
     async fn fill(&self, names: &Names, puts: std::ops::Range<u64>) -> Result<()> {

@@ -47,7 +47,14 @@ impl Instance {
         command.arg("serve").env_clear().envs(settings.iter().map(|(key, value)| (key, value)));
         command.env("BERTH_SERVER__LISTEN", address.to_string());
         command.env("BERTH_ADMIN__LISTEN", free_address()?.to_string());
-        Self::start(command, address, log).await
+        let berth = Self::start(command, address, log).await?;
+        // Until it has looked for what the bucket holds, lists are unavailable and pulls go to the bucket.
+        let (mut client, began) = (Client::connect(address).await?, Instant::now());
+        while client.ask("GET", "/v2/_catalog?n=1").await?.status != 200 {
+            ensure!(began.elapsed() < START, "the catalog is unavailable; see {}", log.display());
+            sleep(Duration::from_millis(50)).await;
+        }
+        Ok(berth)
     }
 
     /// Whatever answers at `address` once `command` runs.
