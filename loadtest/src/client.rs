@@ -65,13 +65,13 @@ impl Client {
         for piece in pieces {
             self.stream.write_all(piece).await?;
         }
-        self.answer().await
+        self.answer(false).await
     }
 
     /// Sends what was made by [`request`] and reads the answer to its end.
     pub(crate) async fn exchange(&mut self, request: &[u8]) -> Result<Answer> {
         self.stream.write_all(request).await?;
-        self.answer().await
+        self.answer(request.starts_with(b"HEAD ")).await
     }
 
     /// Sends what was made by [`request`], and gives back the body of the answer, which must be 200 and small.
@@ -91,7 +91,8 @@ impl Client {
         }
     }
 
-    async fn answer(&mut self) -> Result<Answer> {
+    /// The answer to a HEAD announces a length, but nothing follows.
+    async fn answer(&mut self, is_head: bool) -> Result<Answer> {
         let mut filled = 0;
         let head = loop {
             let read = self.stream.read(&mut self.buffer[filled..]).await?;
@@ -101,7 +102,10 @@ impl Client {
                 break end;
             }
         };
-        let answer = parse(std::str::from_utf8(&self.buffer[..head])?)?;
+        let mut answer = parse(std::str::from_utf8(&self.buffer[..head])?)?;
+        if is_head {
+            answer.length = 0;
+        }
         let mut left = answer.length.checked_sub((filled - head) as u64).context("more came than was announced")?;
         if left > SMALL as u64 && self.buffer.len() < LARGE {
             self.buffer.resize(LARGE, 0);
@@ -142,7 +146,7 @@ fn end_of_head(bytes: &[u8]) -> Option<usize> {
     bytes.windows(4).position(|window| window == b"\r\n\r\n").map(|at| at + 4)
 }
 
-/// Reads a head. No answer to a HEAD comes here, so an announced length is always a body that follows.
+/// Reads a head.
 fn parse(head: &str) -> Result<Answer> {
     let mut lines = head.split("\r\n");
     let status = lines.next().and_then(|line| line.split(' ').nth(1)).context("no status line")?.parse()?;
