@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 
 use crate::{
-    Common, instructions,
+    Common,
     products::{Bench, Selection},
     ratio::Ratio,
     report::{Report, SHOWN, output},
@@ -31,30 +31,21 @@ pub(crate) struct Options {
     common: Common,
     #[command(flatten)]
     selection: Selection,
-    /// Also count instructions of the hot paths, under valgrind, where time is too noisy: they hardly vary.
-    #[arg(long)]
-    instructions: bool,
     /// Where the results go: <date>.json and plots.
     #[arg(long, default_value = "target/loadtest/compare")]
     results: PathBuf,
 }
 
-/// Builds and measures both, and prints a table. With `--rounds 0` only instructions are counted.
+/// Builds and measures both, and prints a table.
 pub(crate) async fn measure(options: Options) -> Result<()> {
     let data = std::path::absolute(&options.common.data)?;
     let mut products = Vec::new();
     for (name, commit) in NAMES.into_iter().zip([&options.base, &options.head]) {
         products.push(Product::berth(&build(commit, &data)?)?.named(name));
     }
-    if options.common.rounds > 0 {
-        let report =
-            Bench::new(products.clone(), &options.common, &options.selection)?.run(options.common.rounds).await?;
-        println!("{}\n{}", report.table(), ratios(&report));
-        println!("written to {}", report.write(&options.results)?.display());
-    }
-    if options.instructions {
-        println!("{}", instructions::compare(&products, &data).await?);
-    }
+    let report = Bench::new(products, &options.common, &options.selection)?.run(options.common.rounds).await?;
+    println!("{}\n{}", report.table(), ratios(&report));
+    println!("written to {}", report.write(&options.results)?.display());
     Ok(())
 }
 

@@ -13,7 +13,6 @@ mod content;
 mod description;
 mod events;
 mod goals;
-mod instructions;
 mod latency;
 mod load;
 mod login;

@@ -26,8 +26,8 @@ pub(crate) const BERTH_NAME: &str = "Berth";
 /// Where what is installed for this goes.
 const TOOLS: &str = "target/tools";
 
-/// How long a server may take to answer for the first time. Under valgrind that is long.
-const START: Duration = Duration::from_secs(60);
+/// How long a server may take to answer for the first time.
+const START: Duration = Duration::from_secs(20);
 
 /// How long after its first answer a server counts as idle.
 const IDLE: Duration = Duration::from_secs(1);
@@ -41,8 +41,6 @@ pub(crate) struct Product {
     pub(crate) version: String,
     /// Settings beside the description's, as environment variables.
     settings: Vec<(String, String)>,
-    /// A command before the server's own, which runs it.
-    wrapper: Vec<String>,
 }
 
 impl Product {
@@ -77,7 +75,7 @@ impl Product {
         let text = [output.stdout, output.stderr].concat();
         let text = String::from_utf8_lossy(&text);
         let version = text.split_whitespace().last().unwrap_or_default().trim_end_matches("+unknown").to_owned();
-        Ok(Self { description, binary, version, settings: Vec::new(), wrapper: Vec::new() })
+        Ok(Self { description, binary, version, settings: Vec::new() })
     }
 
     /// The same, with settings.
@@ -89,12 +87,6 @@ impl Product {
     /// The same under another name.
     pub(crate) fn named(mut self, name: &str) -> Self {
         name.clone_into(&mut self.description.name);
-        self
-    }
-
-    /// The same, run by another program, whose arguments these are.
-    pub(crate) fn under(mut self, wrapper: Vec<String>) -> Self {
-        self.wrapper = wrapper;
         self
     }
 
@@ -117,14 +109,7 @@ impl Product {
     /// The command that serves `directory` at `address`.
     fn command(&self, directory: &Path, address: SocketAddr) -> Result<Command> {
         let filled = self.description.fill(directory, address, free_address()?)?;
-        let mut command = match self.wrapper.split_first() {
-            None => Command::new(&self.binary),
-            Some((wrapper, arguments)) => {
-                let mut command = Command::new(wrapper);
-                command.args(arguments).arg(&self.binary);
-                command
-            }
-        };
+        let mut command = Command::new(&self.binary);
         command.env_clear().args(filled.arguments).envs(filled.environment);
         command.envs(self.settings.iter().map(|(key, value)| (key, value)));
         let log = File::create(directory.join("log"))?;
