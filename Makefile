@@ -24,7 +24,7 @@ test: ## Install what the tests need, and run all of them.
 model: ## Search the models of the protocols further than each change can wait for.
 	$(CARGO) test --release --locked -p berth-model -- --include-ignored --nocapture
 
-chaos: ## Let everything go wrong at once, for an hour or BERTH_CHAOS_MINUTES: docs/chaos.md.
+chaos: ## Let everything go wrong at once, for an hour or BERTH_CHAOS_MINUTES, over BERTH_CHAOS_OVER: docs/chaos.md.
 	BERTH_CHAOS_MINUTES=$${BERTH_CHAOS_MINUTES:-60} $(CARGO) test --release --locked --test chaos -- --ignored --nocapture for_hours
 
 check: ## All that a change must pass: format, lints, docs, tests, dependencies.
@@ -47,6 +47,8 @@ check-all: check ## That, and what is too long for each change: all other client
 	BERTH_EVENTS_PUSHES=10000 $(CARGO) test --locked --test it events_crash:: -- --nocapture --test-threads=1
 	$(CARGO) test --release --locked --test chaos -- --ignored --nocapture each_fault_alone
 	BERTH_CHAOS_MINUTES=10 $(MAKE) chaos
+	for over in sentinel+s3 cluster+s3 redis+gcs redis+azure; do \
+		BERTH_CHAOS_OVER=$$over BERTH_CHAOS_MINUTES=5 $(MAKE) chaos || exit; done
 	$(CARGO) deny --locked check advisories
 
 docs-config: ## Write docs/configuration.md from the doc comments of the settings.

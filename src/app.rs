@@ -198,6 +198,7 @@ impl App {
     /// Serves until `drain` is asked for, and works in the background.
     pub async fn serve(self, drain: Drain) -> Result<End, StartError> {
         let router = self.router()?;
+        self.deliverer.begin().await;
         let mut listeners = Vec::new();
         for &address in self.config.server.listen.iter() {
             listeners.push(listen(address, server::Role::Public, router.clone(), self.tls.clone()).await?);

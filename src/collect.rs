@@ -160,7 +160,9 @@ pub(crate) async fn empty_trash(registry: &Registry, lease: &Lease, shard: Shard
             match discard(registry, lease, shard, ulid, &facts::decode(value)?).await {
                 Ok(()) => removed += 1,
                 Err(error) => {
-                    tracing::warn!(%error, record = %member, "something in the trash was not removed; it will be tried again")
+                    tracing::warn!(%error, record = %member, "something in the trash was not removed; it will be tried again");
+                    // Without a lease the others would fail alike, each with such a line.
+                    lease.live().await?;
                 }
             }
         }

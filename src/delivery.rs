@@ -137,8 +137,14 @@ impl Deliverer {
         Arc::new(Self { registry, authority, metrics, owner: Ulid::r#gen(), endpoints, bell: watch::Sender::new(0) })
     }
 
+    /// Has the bucket know each endpoint, before requests are taken whose changes it is told of.
+    pub async fn begin(&self) {
+        outbox::begin(&self.registry, &self.endpoints().interests).await;
+    }
+
     /// Tells these from now on. One whose settings are as they were goes on as it was.
-    pub fn set_endpoints(&self, mut endpoints: Endpoints) {
+    pub async fn set_endpoints(&self, mut endpoints: Endpoints) {
+        outbox::begin(&self.registry, &endpoints.interests).await;
         let before = self.endpoints();
         for (name, endpoint) in &mut endpoints.by_name {
             if let Some(old) = before.by_name.get(name).filter(|old| old.is_same(endpoint)) {
@@ -260,7 +266,10 @@ impl Deliverer {
         let age = Duration::from_millis(oldest.map_or(0, |oldest| now.0.saturating_sub(oldest.0)));
         self.metrics.counted(endpoint.name.as_str(), pending, age, dead);
         let is_recovered = state.health().begin_round();
-        let works = censuses.iter().filter(|census| census.pending > 0 || census.dead > 0).map(|census| {
+        let is_through = censuses.iter().all(|census| census.is_heir);
+        let earlier = if is_through { Vec::new() } else { outbox::earlier(&self.registry, &lease).await? };
+        let is_busy = |census: &&Census| census.pending > 0 || census.dead > 0 || !census.is_heir;
+        let works = censuses.iter().filter(is_busy).map(|census| {
             let too_many = excess(census.pending, pending, bounds.max_pending);
             let too_dead = excess(census.dead, dead, bounds.max_dead);
             Work {
@@ -272,6 +281,7 @@ impl Deliverer {
                 too_many,
                 too_dead,
                 is_recovered,
+                earlier: (!census.is_heir).then_some(earlier.as_slice()),
             }
         });
         let works: Vec<Work<'_>> = works.filter(|work| work.is_needed(&censuses)).collect();

@@ -227,18 +227,23 @@ impl Lease {
 
 /// The greatest number under `epochs/`.
 pub async fn newest_epoch(store: &dyn Store) -> Result<Option<EpochNumber>> {
-    let mut newest = None;
+    Ok(epochs(store).await?.into_iter().max())
+}
+
+/// All numbers under `epochs/`: one for each time that an index was begun.
+pub async fn epochs(store: &dyn Store) -> Result<Vec<EpochNumber>> {
+    let mut numbers = Vec::new();
     let mut after: Option<String> = None;
     loop {
         let page = store.list(EPOCHS, after.as_deref(), 1000).await?;
         for (key, _) in &page.objects {
             if let Some(Key::Epoch(number)) = Key::parse(key) {
-                newest = newest.max(Some(number));
+                numbers.push(number);
             }
         }
         match page.objects.last() {
             Some((last, _)) if page.more => after = Some(last.clone()),
-            _ => return Ok(newest),
+            _ => return Ok(numbers),
         }
     }
 }

@@ -126,7 +126,8 @@ impl Interest {
         self
     }
 
-    fn wants(&self, event: &EventFact) -> bool {
+    /// Whether the endpoint is told of this event.
+    pub(crate) fn wants(&self, event: &EventFact) -> bool {
         self.tells(event.action)
             && self.is_about(&event.repository)
             && self.takes_tag(event)

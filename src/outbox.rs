@@ -6,24 +6,29 @@
 //! business of delivery, which is given what it may send by [`Horizon::ready`].
 
 mod checkpoint;
+mod leftover;
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use ulid::Ulid;
 
 pub(crate) use checkpoint::Coverage;
-pub use checkpoint::{Checkpoint, advance, newest};
+pub use checkpoint::{Checkpoint, advance, begin, newest};
+pub use leftover::{Earlier, earlier, inherit};
 
 use crate::{
     epoch::Lease,
     error::{Error, Result},
     event::{Interest, Interests},
     index::{
-        Ask, Batch, Outcome, Shard, Write,
+        Ask, Batch, Fact, Outcome, Shard, Write,
         facts::{
             self, Action, DeliveryFact, EventFact, EventTarget, IntentFact, RequestFact, TagState, Target,
-            delivery_member, delivery_suffix,
+            delivery_member, delivery_suffix, inherited_member,
         },
     },
     oci::{Algorithm, Digest, RepositoryName, Tag},
@@ -63,19 +68,32 @@ impl Repository {
             return batch;
         }
         let event = event();
-        let endpoints: Vec<&EntryName> = interests.of(&event).map(|interest| &interest.endpoint).collect();
-        self.add_numbered(&mut batch, &event, &endpoints);
-        batch
-    }
-
-    /// Has a batch draw a number and write an event under it, once for each of these endpoints.
-    pub(crate) fn add_numbered(&self, batch: &mut Batch, event: &EventFact, endpoints: &[&EntryName]) {
         let names = &self.lease.names;
-        for endpoint in endpoints {
+        for Interest { endpoint, .. } in interests.of(&event) {
             let delivery = names.delivery(endpoint, &delivery_suffix(0));
             batch.writes.push(Write::PutAtNumber(delivery, facts::encode(&DeliveryFact::new(event.clone()))));
             batch.sequence = Some(names.counter());
         }
+        batch
+    }
+
+    /// The writes that tell again of what an earlier epoch did, to those of these endpoints to whom it is not about to
+    /// be told already, as it was left behind for them.
+    pub(crate) async fn inherited(
+        &self,
+        revision: Revision,
+        event: &EventFact,
+        endpoints: &[&EntryName],
+    ) -> Result<Vec<Write>> {
+        if endpoints.is_empty() {
+            return Ok(Vec::new());
+        }
+        let member = inherited_member(revision, event.id);
+        let places: Vec<Fact> = endpoints.iter().map(|endpoint| self.lease.names.delivery(endpoint, &member)).collect();
+        let there = self.ask(places.iter().cloned().map(Ask::Value).collect()).await?;
+        let absent = places.into_iter().zip(there).filter(|(_, there)| there.is_none());
+        let delivery = facts::encode(&DeliveryFact::new(event.clone()));
+        Ok(absent.map(|(place, _)| Write::Put(place, delivery.clone())).collect())
     }
 
     /// Commits a batch that [`Repository::telling`] made, and wakes who delivers what it tells.
@@ -176,6 +194,10 @@ pub(crate) fn event_of_revision(
 /// event was there. What is there, and not delivered, is found by who reads from the start of the outbox after
 /// this look, and goes before n.
 ///
+/// What an earlier epoch did (it has the number 0, and so comes first) is let through once its repository is
+/// reconciled: until then more of it, from before, may be told again. Which are is read after the counter: who drew a
+/// number had reconciled the repository.
+///
 /// All pages of one reading must go by the same look: an event that came after it may have been passed by.
 #[derive(Clone, Debug)]
 pub struct Horizon {
@@ -183,6 +205,8 @@ pub struct Horizon {
     counter: u64,
     /// The least number of an open intent, by repository.
     open: HashMap<RepositoryName, u64>,
+    /// The repositories that are reconciled; nothing where all are.
+    reconciled: Option<HashSet<RepositoryName>>,
 }
 
 /// A delivery that may be sent now, as far as order goes.
@@ -209,21 +233,21 @@ impl Horizon {
     /// Looks how far the events of a shard are known.
     pub async fn look(lease: &Lease, shard: Shard) -> Result<Self> {
         let names = &lease.names;
-        let counter = ask(lease, shard, vec![Ask::Value(names.counter())]).await?.pop().flatten();
-        let counter = counter.map(|value| number(&value, 10)).transpose()?.unwrap_or_default();
+        let answers = ask(lease, shard, vec![Ask::Value(names.counter()), Ask::Value(names.settled())]).await?;
+        let counter = answers[0].as_ref().map(|value| number(value, 10)).transpose()?.unwrap_or_default();
         let mut open = HashMap::new();
-        let (group, mut after) = (names.intents(), None);
-        loop {
-            let page = lease.scan(shard, &group, after.as_deref(), PAGE).await?;
-            for (_, value) in &page {
-                let (number, intent) = IntentFact::decode(value)?;
-                open.entry(intent.repository).and_modify(|least| *least = number.min(*least)).or_insert(number);
-            }
-            match page.last() {
-                Some((last, _)) if page.len() == PAGE => after = Some(last.clone()),
-                _ => return Ok(Self { shard, counter, open }),
-            }
+        for (_, value) in all(lease, shard, &names.intents()).await? {
+            let (number, intent) = IntentFact::decode(&value)?;
+            open.entry(intent.repository).and_modify(|least| *least = number.min(*least)).or_insert(number);
         }
+        let reconciled = match answers[1] {
+            Some(_) => None,
+            None => {
+                let members = all(lease, shard, &names.all_reconciled()).await?;
+                Some(members.into_iter().filter_map(|(name, _)| name.parse().ok()).collect())
+            }
+        };
+        Ok(Self { shard, counter, open, reconciled })
     }
 
     /// A page of what is to be delivered to an endpoint and may be sent, from the start of its outbox or after a
@@ -242,6 +266,9 @@ impl Horizon {
     }
 
     fn lets(&self, repository: &RepositoryName, number: u64) -> bool {
+        if number == 0 {
+            return self.reconciled.as_ref().is_none_or(|reconciled| reconciled.contains(repository));
+        }
         number <= self.counter && self.open.get(repository).is_none_or(|&open| number < open)
     }
 
@@ -251,10 +278,24 @@ impl Horizon {
     }
 }
 
-/// How many intents are read at a time.
+/// How many members of a group are read at a time.
 const PAGE: usize = 500;
 
-/// The number of the change that a delivery's member begins with.
+/// All members of a group.
+async fn all(lease: &Lease, shard: Shard, group: &str) -> Result<Vec<(String, Bytes)>> {
+    let mut members: Vec<(String, Bytes)> = Vec::new();
+    loop {
+        let after = members.last().map(|(last, _)| last.as_str());
+        let page = lease.scan(shard, group, after, PAGE).await?;
+        let is_last = page.len() < PAGE;
+        members.extend(page);
+        if is_last {
+            return Ok(members);
+        }
+    }
+}
+
+/// The number of the change that a delivery's member begins with; 0 where it is of an earlier epoch.
 pub fn number_of(member: &str) -> Result<u64> {
     number(member.split('-').next().unwrap_or_default().as_bytes(), 16)
 }

@@ -107,6 +107,8 @@ impl Repository {
         self.adopt_tags(&mut adopted).await?;
         let names = &self.lease.names;
         self.write(vec![Write::Put(names.reconciled(&self.name), bytes::Bytes::new())]).await?;
+        // From now on what was told again may be sent.
+        self.wake(&[outbox::TOLD]);
         tracing::info!(repository = %self.name, links = adopted.links, manifests = adopted.manifests, tags = adopted.tags,
             dangling = adopted.dangling, "a repository was reconciled with the bucket");
         Ok(adopted)
@@ -322,28 +324,35 @@ impl Repository {
         // Another replica may have adopted all, and trimmed the history since it was listed.
         let Some(bytes) = found(read_small(self.store(), &listed.key, MAX_MANIFEST).await)? else { return Ok(()) };
         let state = read_state(&listed.key, &bytes)?;
-        let batch =
-            self.telling_again(Batch { checks: self.not_yet().into(), ..Batch::default() }, listed, state, coverage);
+        let batch = Batch { checks: self.not_yet().into(), ..Batch::default() };
+        let batch = self.telling_again(batch, listed, state, coverage).await?;
         if !batch.writes.is_empty() {
-            self.commit_telling(batch).await?;
+            self.commit(batch).await?;
         }
         Ok(())
     }
 
     /// The batch, which then also tells of a revision those who may not have been told; unless its tag is known, in
     /// which case it is refused.
-    fn telling_again(&self, mut batch: Batch, listed: &Listed, state: TagState, coverage: &Coverage) -> Batch {
+    async fn telling_again(
+        &self,
+        mut batch: Batch,
+        listed: &Listed,
+        state: TagState,
+        coverage: &Coverage,
+    ) -> Result<Batch> {
         let Listed { tag, revision, deadline, .. } = listed;
         let event = outbox::event_of_revision(&self.name, Some(tag), *revision, state);
         let interests = self.registry.interests();
         let lacking: Vec<&EntryName> = coverage.lacking(&self.name, *revision, *deadline).collect();
         let wanting: Vec<&EntryName> =
             interests.of(&event).map(|interest| &interest.endpoint).filter(|name| lacking.contains(name)).collect();
-        if !wanting.is_empty() {
+        let writes = self.inherited(*revision, &event, &wanting).await?;
+        if !writes.is_empty() {
             batch.checks.push(Check::Absent(self.lease.names.tag(&self.name, tag)));
-            self.add_numbered(&mut batch, &event, &wanting);
+            batch.writes.extend(writes);
         }
-        batch
+        Ok(batch)
     }
 
     async fn restamp_tags(&self) -> Result<usize> {
@@ -394,9 +403,9 @@ impl Repository {
         let unless_known = plain.checks.len();
         let mut batch = plain.clone();
         if !listed.is_told {
-            batch = self.telling_again(batch, listed, state, coverage);
+            batch = self.telling_again(batch, listed, state, coverage).await?;
         }
-        let mut outcome = self.commit_telling(batch).await?;
+        let mut outcome = self.commit(batch).await?;
         if outcome == (Outcome::Refused { check: unless_known }) {
             outcome = self.commit(plain).await?;
         }

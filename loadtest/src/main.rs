@@ -7,12 +7,23 @@
 //! the server's process. Nothing here is part of Berth, and nothing of Berth is used but its binary.
 
 mod access;
+mod backed;
 mod client;
 mod commits;
 mod content;
+mod cost;
+mod counting;
 mod description;
 mod events;
 mod goals;
+mod ground;
+mod growth;
+mod growth_blobs;
+mod growth_connections;
+mod growth_names;
+mod growth_plot;
+mod growth_report;
+mod instance;
 mod latency;
 mod load;
 mod login;
@@ -27,6 +38,7 @@ mod recover;
 mod report;
 mod requests;
 mod server;
+mod sink;
 mod workload;
 
 use std::{path::PathBuf, time::Duration};
@@ -55,6 +67,10 @@ enum Command {
     Events(Common),
     /// Lose the index of a Berth over S3 and Redis; print what clients notice, and what filling a new one takes.
     Recover(recover::Options),
+    /// Let a registry grow; print what an operation costs at each size.
+    Growth(growth::Options),
+    /// Load one to three replicas of Berth over S3 and Redis; print what an operation costs, and asks of those.
+    Backed(backed::Options),
 }
 
 /// What every run needs.
@@ -99,6 +115,8 @@ async fn main() -> Result<()> {
                 events::measure(&Product::berth(&common.berth)?, &common.data, common.rounds, common.span()).await
             }
             Command::Recover(options) => recover::measure(&options).await,
+            Command::Growth(options) => growth::measure(&options).await,
+            Command::Backed(options) => backed::measure(&options).await,
         }
     };
     tokio::time::timeout(AT_MOST, run).await.context("the run took longer than three hours")?

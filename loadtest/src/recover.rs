@@ -48,8 +48,8 @@ pub(crate) struct Options {
 }
 
 /// The keys of the bucket, which nobody else can reach.
-const ACCESS_KEY: &str = "loadtest";
-const SECRET_KEY: &str = "loadtest-secret";
+pub(crate) const ACCESS_KEY: &str = "loadtest";
+pub(crate) const SECRET_KEY: &str = "loadtest-secret";
 
 /// How long pulls are measured before Redis is lost.
 const BEFORE: Duration = Duration::from_secs(3);
@@ -120,14 +120,17 @@ pub(crate) async fn measure(options: &Options) -> Result<()> {
 }
 
 /// An S3 server over a directory.
-struct Gateway {
-    _child: Child,
-    address: SocketAddr,
+#[derive(Debug)]
+pub(crate) struct Gateway {
+    /// Its process, which ends with this.
+    pub(crate) child: Child,
+    pub(crate) address: SocketAddr,
     log: PathBuf,
 }
 
 impl Gateway {
-    async fn start(directory: &Path) -> Result<Self> {
+    /// One over `directory/buckets`, in which each directory is a bucket.
+    pub(crate) async fn start(directory: &Path) -> Result<Self> {
         let (address, log) = (free_address()?, directory.join("access.log"));
         let child = Command::new("versitygw")
             .args(["--port", &address.to_string(), "--access", ACCESS_KEY, "--secret", SECRET_KEY])
@@ -142,7 +145,7 @@ impl Gateway {
             .spawn()
             .context("versitygw is needed: scripts/setup-tests installs it")?;
         until_reachable(address).await?;
-        Ok(Self { _child: child, address, log })
+        Ok(Self { child, address, log })
     }
 
     /// How many it has answered.
@@ -151,7 +154,8 @@ impl Gateway {
     }
 }
 
-async fn start_redis(address: SocketAddr) -> Result<Child> {
+/// A Redis that keeps nothing on a disk.
+pub(crate) async fn start_redis(address: SocketAddr) -> Result<Child> {
     let mut command = Command::new("redis-server");
     command.args(["--port", &address.port().to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]);
     command.stdin(Stdio::null()).stdout(Stdio::null()).kill_on_drop(true);

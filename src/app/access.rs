@@ -181,7 +181,7 @@ impl Access {
         }
         if state.config.events != self.state.config.events {
             let endpoints = Endpoints::open(&state.config).map_err(|error| error.to_string())?;
-            deliverer.set_endpoints(endpoints);
+            deliverer.set_endpoints(endpoints).await;
         }
         self.apply(state, keys);
         Ok(true)

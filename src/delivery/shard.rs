@@ -15,7 +15,7 @@ use crate::{
         facts::{self, DeliveryFact},
     },
     oci::RepositoryName,
-    outbox::{Delivery, Horizon},
+    outbox::{self, Delivery, Earlier, Horizon},
     registry::ask,
     storage::key::EntryName,
     worker,
@@ -36,19 +36,27 @@ pub(super) struct Census {
     pub(super) dead: u64,
     /// Since when the first one waits.
     pub(super) oldest: Option<StoreTime>,
+    /// Whether what earlier epochs left was taken over.
+    pub(super) is_heir: bool,
 }
 
 impl Census {
     pub(super) async fn take(lease: &Lease, shard: Shard, endpoint: &EntryName) -> Result<Self> {
-        let asks = vec![Ask::Count(lease.names.outbox(endpoint)), Ask::Count(lease.names.dead(endpoint))];
-        let counts: Vec<u64> = ask(lease, shard, asks).await?.iter().map(|answer| number(answer.as_deref())).collect();
-        let (pending, dead) = (counts[0], counts[1]);
+        let names = &lease.names;
+        let asks = vec![
+            Ask::Count(names.outbox(endpoint)),
+            Ask::Count(names.dead(endpoint)),
+            Ask::Value(names.inherited(endpoint)),
+        ];
+        let answers = ask(lease, shard, asks).await?;
+        let (pending, dead) = (number(answers[0].as_deref()), number(answers[1].as_deref()));
         let first = match pending {
             0 => None,
             _ => lease.scan(shard, &lease.names.outbox(endpoint), None, 1).await?.pop(),
         };
         let first = first.map(|(_, value)| facts::decode::<DeliveryFact>(&value)).transpose()?;
-        Ok(Self { shard, pending, dead, oldest: first.map(|fact| fact.since()) })
+        let oldest = first.map(|fact| fact.since());
+        Ok(Self { shard, pending, dead, oldest, is_heir: answers[2].is_some() })
     }
 }
 
@@ -69,6 +77,8 @@ pub(super) struct Work<'a> {
     pub(super) too_dead: u64,
     /// Whether the endpoint was down and is back, so that nothing need wait for its time.
     pub(super) is_recovered: bool,
+    /// What this shard may have to take over; nothing where that is done.
+    pub(super) earlier: Option<&'a [Earlier]>,
 }
 
 /// What became of a repository's events.
@@ -83,7 +93,7 @@ impl Work<'_> {
     /// Whether there is anything but dead letters that may stay.
     pub(super) fn is_needed(&self, censuses: &[Census]) -> bool {
         let waits = censuses.iter().any(|census| census.shard == self.shard && census.pending > 0);
-        waits || self.too_dead > 0
+        waits || self.too_dead > 0 || self.earlier.is_some()
     }
 
     /// Does it, unless another replica is at it. When the next event is due, if one waits for its time.
@@ -119,6 +129,10 @@ impl Work<'_> {
 
     /// Goes through the outbox once, from its start.
     async fn pass(&self) -> Result<Option<StoreTime>> {
+        if let Some(earlier) = self.earlier {
+            let (registry, name) = (&self.deliverer.registry, &self.endpoint.name);
+            outbox::inherit(registry, self.lease, self.shard, name, earlier).await?;
+        }
         self.drop_dead().await?;
         self.give_up_excess().await?;
         let horizon = Horizon::look(self.lease, self.shard).await?;

@@ -19,7 +19,9 @@ use crate::{
         key::{EntryName, EpochNumber, RosterList},
     },
 };
-pub use outbox::{Action, DeliveryFact, EventFact, EventTarget, RequestFact, delivery_member, delivery_suffix};
+pub use outbox::{
+    Action, DeliveryFact, EventFact, EventTarget, RequestFact, delivery_member, delivery_suffix, inherited_member,
+};
 pub use roster::{Account, AccountKey, EntryFact, PendingFact, RosterRule};
 pub use walk::{Adopted, AdoptedRoster, WalkFact, Walked};
 

@@ -83,7 +83,7 @@ struct Reached {
     /// Every event up to this number was delivered, or given up.
     delivered: u64,
     /// What was told again when the shard's repositories were reconciled has no greater number than this; nothing
-    /// while some are not.
+    /// while some are not, or while what earlier epochs left is not taken over.
     again: Option<u64>,
 }
 
@@ -111,13 +111,33 @@ pub async fn advance(registry: &Registry, endpoint: &EntryName) -> Result<bool> 
     Ok(true)
 }
 
+/// Writes the first checkpoint of each of these endpoints that has none, before anything happens that it is told of:
+/// what an index was about to tell that is lost before there is a checkpoint is not told again.
+pub async fn begin(registry: &Registry, interests: &Interests) {
+    for Interest { endpoint, .. } in interests.iter() {
+        if let Err(error) = begin_one(registry, endpoint).await {
+            tracing::warn!(%error, %endpoint, "an endpoint's first checkpoint could not be written; it will be tried again");
+        }
+    }
+}
+
+async fn begin_one(registry: &Registry, endpoint: &EntryName) -> Result<()> {
+    if newest(registry, endpoint).await?.is_none() {
+        advance(registry, endpoint).await?;
+    }
+    Ok(())
+}
+
 async fn reached(lease: &Lease, shard: Shard, endpoint: &EntryName) -> Result<Reached> {
     // First how far events are known, then which of them are left: one that came between the two is above that.
     let known = Horizon::look(lease, shard).await?.known();
-    let asks = vec![Ask::First(lease.names.outbox(endpoint)), Ask::Value(lease.names.settled())];
+    let names = &lease.names;
+    let asks =
+        vec![Ask::First(names.outbox(endpoint)), Ask::Value(names.settled()), Ask::Value(names.inherited(endpoint))];
     let answers = ask(lease, shard, asks).await?;
     let pending = answers[0].as_ref().map(|first| number_of(&String::from_utf8_lossy(first))).transpose()?;
-    let again = match &answers[1] {
+    // What is still under an old prefix is not delivered either.
+    let again = match answers[1].as_ref().filter(|_| answers[2].is_some()) {
         // An index that was settled by a release without events has none to tell again.
         Some(value) if value.is_empty() => Some(0),
         Some(value) => Some(number(value, 16)?),

@@ -24,18 +24,13 @@ use std::{
 
 use async_trait::async_trait;
 use http::Method;
-use object_store::{BackoffConfig, ObjectStore, PutPayload, RetryConfig, azure::MicrosoftAzureBuilder, path::Path};
+use object_store::{ObjectStore, PutPayload, azure::MicrosoftAzureBuilder, path::Path};
 
 use super::{
     ByteStream, Chunks, Key, MultipartId, Page, PartId, SignedUrl, Stat, StorageError, Store, StoreTime, Unfinished,
     UnfinishedPage,
     kept::Kept,
-    s3::{
-        Patience,
-        fault::explain,
-        reading,
-        transport::{Transport, client_for},
-    },
+    remote::{Patience, RETRIES, Transport, client_for, explain, read, retry},
 };
 use crate::outbound::text_of;
 use delegation::Delegation;
@@ -49,9 +44,6 @@ const PART_SIZE: usize = 16 << 20;
 
 /// The most parts of one upload. Azure takes 50,000, but the note of an upload names each.
 const MAX_PARTS: usize = 10_000;
-
-/// How often the beginning of a body is asked for again.
-const RETRIES: usize = 4;
 
 /// A store in a container.
 #[derive(Debug)]
@@ -207,13 +199,12 @@ fn bodies(
     transport: &Transport,
     call: Duration,
 ) -> object_store::Result<Arc<dyn ObjectStore>> {
-    let backoff = BackoffConfig { max_backoff: Duration::from_secs(2), ..Default::default() };
     let store = MicrosoftAzureBuilder::new()
         .with_account(&options.account)
         .with_container_name(&options.container)
         .with_endpoint(options.endpoint.clone())
         .with_credentials(Arc::new(identity.clone()))
-        .with_retry(RetryConfig { backoff, max_retries: RETRIES, retry_timeout: call })
+        .with_retry(retry(RETRIES, call))
         .with_http_connector(transport.answered_within(call))
         .build()?;
     Ok(Arc::new(store))
@@ -285,7 +276,7 @@ impl Store for Azure {
         let about = key.to_string();
         let path = Path::parse(self.names.of(&about));
         let path = path.map_err(|error| StorageError::Unavailable(about.clone(), text_of(&error)))?;
-        reading::read(Arc::clone(&self.bodies), path, about, range).await
+        read(Arc::clone(&self.bodies), path, about, range).await
     }
 
     async fn stat(&self, key: &Key) -> Result<Option<Stat>, StorageError> {

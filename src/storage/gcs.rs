@@ -18,23 +18,15 @@ use std::{ops::Range, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use http::Method;
 use object_store::{
-    Attribute, Attributes, BackoffConfig, ObjectStore, PutMultipartOptions, PutOptions, PutPayload, RetryConfig,
+    Attribute, Attributes, RetryConfig,
     gcp::{GoogleCloudStorage, GoogleCloudStorageBuilder},
-    multipart::MultipartStore,
-    path::Path,
 };
 
 use super::{
     ByteStream, Chunks, Key, MultipartId, Page, PartId, SignedUrl, Stat, StorageError, Store, StoreTime, Unfinished,
     UnfinishedPage,
-    s3::{
-        Patience,
-        fault::{explain, pause_before},
-        reading,
-        transport::{Transport, client_for},
-    },
+    remote::{Handles, Object, Patience, Transport, client_for, explain},
 };
-use crate::outbound::text_of;
 use credentials::{Credentials, Who, machine_email};
 use exchange::Exchange;
 pub use options::{CredentialsJson, GcsOptions};
@@ -51,9 +43,6 @@ const PART_SIZE: usize = 16 << 20;
 
 /// The most parts that GCS takes: <https://cloud.google.com/storage/quotas#requests>.
 const MAX_PARTS: usize = 10_000;
-
-/// How often a request that may be repeated is tried again, each time after a random and longer while.
-const RETRIES: usize = 4;
 
 /// What a client is told of a blob, whatever was pushed: it is nothing that a browser shows. The store says the
 /// first only of an object that has no content type of its own, so each is written with that one as well.
@@ -78,16 +67,7 @@ pub struct Gcs {
     credentials: Credentials,
     /// `None` for an emulator, which looks at no signatures.
     signer: Option<Signer>,
-    /// For requests that cost the store little.
-    calls: GoogleCloudStorage,
-    /// For parts and whole objects.
-    writes: GoogleCloudStorage,
-    /// For completing an upload, over which a store may take minutes.
-    completions: GoogleCloudStorage,
-    /// For writes with a deadline: never sent again while it isn't known what became of them.
-    once: GoogleCloudStorage,
-    /// For streaming. It tries again only what fails at the beginning: the rest is for [`reading`].
-    bodies: Arc<dyn ObjectStore>,
+    handles: Handles<GoogleCloudStorage>,
 }
 
 impl Gcs {
@@ -109,19 +89,13 @@ impl Gcs {
         credentials.token().await.map_err(|why| refused(no_credentials(&who, &why)))?;
         let signer = signer(&options, &who, &credentials, &exchange).await.map_err(refused)?;
         let failed = |error: object_store::Error| explain(&name, &error);
-        let handle = |answer: Duration, retries, give_up: Duration| {
-            let retry = retry(retries, give_up);
+        let handles = Handles::new(options.patience, |answer, retry| {
             build(&options, &endpoint, &credentials, &transport.answered_within(answer), retry).map_err(failed)
-        };
-        let Patience { call, write, complete, .. } = options.patience;
+        })?;
         let prefix = options.prefix.trim_matches('/');
         let store = Self {
             prefix: if prefix.is_empty() { String::new() } else { format!("{prefix}/") },
-            calls: handle(call, RETRIES, call * 2)?,
-            writes: handle(write, RETRIES, write * 2)?,
-            completions: handle(complete, RETRIES, complete * 2)?,
-            once: handle(call, 0, call)?,
-            bodies: Arc::new(handle(call, RETRIES, call)?),
+            handles,
             name,
             bucket: options.bucket,
             public_endpoint: options.public_endpoint.unwrap_or_else(|| endpoint.clone()),
@@ -141,11 +115,9 @@ impl Gcs {
         format!("{}{key}", self.prefix)
     }
 
-    /// The same, as the object library wants it. Parsed, not made from text, which would escape what may stand in
-    /// a prefix.
-    fn path(&self, key: &Key) -> Result<Path, StorageError> {
-        let unfit = |error: object_store::path::Error| StorageError::Unavailable(key.to_string(), error.to_string());
-        Path::parse(self.object(key)).map_err(unfit)
+    /// The object of a key, to be written or read.
+    fn named<'a>(&self, key: &'a Key) -> Result<Object<'a>, StorageError> {
+        Object::new(&self.prefix, key, self.attributes(key))
     }
 
     /// What is said of an object as it is written. Only blobs have a storage class: cheap ones bill each object as
@@ -154,12 +126,6 @@ impl Gcs {
         let class = self.storage_class.clone().filter(|_| matches!(key, Key::Data(_)));
         let class = class.map(|class| (Attribute::StorageClass, class));
         class.into_iter().chain([(Attribute::ContentType, "application/octet-stream".to_owned())]).collect()
-    }
-
-    async fn put_by(&self, handle: &GoogleCloudStorage, key: &Key, bytes: Chunks) -> Result<(), StorageError> {
-        let options = PutOptions { attributes: self.attributes(key), ..Default::default() };
-        let put = handle.put_opts(&self.path(key)?, PutPayload::from_iter(bytes), options).await;
-        put.map(drop).map_err(|error| explain(&key.to_string(), &error))
     }
 
     /// Whether there is an object at `key`, in answer to an upload that the store no longer knows.
@@ -245,11 +211,6 @@ async fn signer(
     Ok(Some(Signer::Iam(Iam { email, endpoint, credentials, exchange })))
 }
 
-fn retry(max_retries: usize, retry_timeout: Duration) -> RetryConfig {
-    let backoff = BackoffConfig { max_backoff: Duration::from_secs(2), ..Default::default() };
-    RetryConfig { backoff, max_retries, retry_timeout }
-}
-
 fn build(
     options: &GcsOptions,
     endpoint: &str,
@@ -292,29 +253,13 @@ impl Store for Gcs {
         self.transport.clock.now().unwrap_or(StoreTime(0))
     }
 
-    /// A late write is not refused: that would take a signature for each, and readers don't count it anyway. One
-    /// that is late already isn't sent, and one with a deadline is sent again only if the store itself says that
-    /// it did nothing.
+    /// A late write is not refused: that would take a signature for each, and readers don't count it anyway.
     async fn put(&self, key: &Key, bytes: Chunks, deadline: Option<StoreTime>) -> Result<(), StorageError> {
-        let handle = if deadline.is_some() { &self.once } else { &self.writes };
-        let mut refusals = 0;
-        loop {
-            if deadline.is_some_and(|deadline| self.now() > deadline) {
-                return Err(StorageError::TooLate(key.to_string()));
-            }
-            match self.put_by(handle, key, bytes.clone()).await {
-                // The library repeats what a busy store refuses, but not on the other handle.
-                Err(error) if deadline.is_some() && is_too_busy(&error) && refusals < RETRIES => refusals += 1,
-                done => return done,
-            }
-            tokio::time::sleep(pause_before(refusals)).await;
-        }
+        self.handles.put(self.named(key)?, bytes, deadline, || self.now(), is_too_busy).await
     }
 
     async fn begin(&self, key: &Key) -> Result<MultipartId, StorageError> {
-        let options = PutMultipartOptions { attributes: self.attributes(key), ..Default::default() };
-        let begun = self.calls.create_multipart_opts(&self.path(key)?, options).await;
-        begun.map(MultipartId).map_err(|error| explain(&key.to_string(), &error))
+        self.handles.begin(self.named(key)?).await
     }
 
     async fn put_part(
@@ -325,25 +270,18 @@ impl Store for Gcs {
         _part_size: usize,
         bytes: Chunks,
     ) -> Result<PartId, StorageError> {
-        let put = self.writes.put_part(&self.path(key)?, &upload.0, number, PutPayload::from_iter(bytes)).await;
-        put.map(|part| PartId(part.content_id)).map_err(|error| explain(&key.to_string(), &error))
+        self.handles.put_part(self.named(key)?, upload, number, bytes).await
     }
 
     async fn complete(&self, key: &Key, upload: &MultipartId, parts: &[PartId]) -> Result<(), StorageError> {
-        let parts = parts.iter().map(|part| object_store::multipart::PartId { content_id: part.0.clone() }).collect();
-        match self.completions.complete_multipart(&self.path(key)?, &upload.0, parts).await {
-            Ok(_) => Ok(()),
-            Err(error) if text_of(&error).contains("NoSuchUpload") => self.completed_before(key).await,
-            Err(error) => Err(explain(&key.to_string(), &error)),
+        match self.handles.complete(self.named(key)?, upload, parts).await? {
+            true => Ok(()),
+            false => self.completed_before(key).await,
         }
     }
 
     async fn abort(&self, key: &Key, upload: &MultipartId) -> Result<(), StorageError> {
-        match self.calls.abort_multipart(&self.path(key)?, &upload.0).await {
-            Ok(()) => Ok(()),
-            Err(error) if text_of(&error).contains("NoSuchUpload") => Ok(()),
-            Err(error) => Err(explain(&key.to_string(), &error)),
-        }
+        self.handles.abort(self.named(key)?, upload).await
     }
 
     async fn unfinished(&self, after: Option<&Unfinished>) -> Result<UnfinishedPage, StorageError> {
@@ -351,7 +289,7 @@ impl Store for Gcs {
     }
 
     async fn read(&self, key: &Key, range: Option<Range<u64>>) -> Result<ByteStream, StorageError> {
-        reading::read(Arc::clone(&self.bodies), self.path(key)?, key.to_string(), range).await
+        self.handles.read(self.named(key)?, range).await
     }
 
     async fn stat(&self, key: &Key) -> Result<Option<Stat>, StorageError> {

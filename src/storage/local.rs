@@ -6,7 +6,7 @@
 //! before the rename.
 //!
 //! Names that begin with a dot at the top (`.lock`, `.tmp`, `.index`) are not part of the layout. It must
-//! not block an async thread: everything that touches the disk runs on the blocking pool.
+//! not block an async thread: everything that waits for the disk runs on the blocking pool.
 
 mod directory;
 mod listing;
@@ -209,6 +209,9 @@ impl Store for Local {
 
     async fn read(&self, key: &Key, range: Option<Range<u64>>) -> Result<ByteStream, StorageError> {
         let key = key.to_string();
+        if let Some(opened) = reading::open_cached(&self.directory, &key, range.as_ref()) {
+            return Ok(opened.stream());
+        }
         let opened = self.blocking(key.clone(), move |directory| reading::open(directory, &key, range)).await?;
         Ok(opened.stream())
     }

@@ -5,6 +5,7 @@
 //! conditional writes; what comes too late is recognised by time instead (see [`Store::put`]).
 
 mod kept;
+mod remote;
 
 pub mod azure;
 pub mod contract;
@@ -22,6 +23,7 @@ use futures_util::Stream;
 use serde::{Deserialize, Serialize};
 
 pub use key::{DataKey, Key, Revision};
+pub use remote::{Egress, Patience};
 
 /// A point in the store's own time, in milliseconds since the Unix epoch. No replica's wall clock is one,
 /// but for a local directory, whose clock is the machine's.

@@ -4,50 +4,36 @@
 //! versioning, no bulk deletes. It must not copy, rename, or list all of a bucket to answer for a part of it.
 
 mod check;
-pub(super) mod clock;
 mod credentials;
-pub(super) mod fault;
 mod options;
-mod pace;
 mod place;
-pub(super) mod reading;
 mod removal;
-pub(super) mod transport;
 
 use std::{ops::Range, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use http::Method;
 use object_store::{
-    Attribute, Attributes, BackoffConfig, ObjectMeta, ObjectStore, ObjectStoreExt, PutMultipartOptions, PutOptions,
-    PutPayload, RetryConfig,
+    Attribute, Attributes, ObjectMeta, ObjectStoreExt, RetryConfig,
     aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey},
     list::{PaginatedListOptions, PaginatedListStore},
-    multipart::MultipartStore,
-    path::Path,
     signer::{SignedUrlOptions, Signer},
 };
 
 use super::{
     ByteStream, Chunks, Key, MultipartId, Page, PartId, SignedUrl, Stat, StorageError, Store, StoreTime, Unfinished,
     UnfinishedPage,
+    remote::{Handles, Object, Transport, client_for, explain, is_too_busy, retry},
 };
 use credentials::Credentials;
-use fault::{explain, is_in_the_way, is_too_busy, pause_before};
-pub use options::{AccessKey, Checksum, Egress, Encryption, Patience, S3Options};
+pub use options::{AccessKey, Checksum, Encryption, S3Options};
 use place::Place;
-use transport::Transport;
-
-use crate::outbound::text_of;
 
 /// The size of a part, in bytes. S3 wants at least 5 MiB; with 10,000 parts, 16 MiB allow 156 GiB.
 const PART_SIZE: usize = 16 << 20;
 
 /// The most parts that S3 takes: <https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html>.
 const MAX_PARTS: usize = 10_000;
-
-/// How often a request that may be repeated is tried again, each time after a random and longer while.
-const RETRIES: usize = 4;
 
 /// The longest life of a signature, seven days:
 /// <https://docs.aws.amazon.com/AmazonS3/latest/API/sigv4-query-string-auth.html>.
@@ -66,18 +52,7 @@ pub struct S3 {
     storage_class: Option<String>,
     encryption: Encryption,
     transport: Transport,
-    /// For requests that cost the store little.
-    calls: AmazonS3,
-    /// For parts and whole objects.
-    writes: AmazonS3,
-    /// For completing an upload, over which a store may take minutes.
-    completions: AmazonS3,
-    /// For writes with a deadline: never sent again while it isn't known what became of them. A first attempt
-    /// that was given up for lost could arrive after the second was confirmed, overwrite it, and make the
-    /// object look as if it had come too late.
-    once: AmazonS3,
-    /// For streaming. It tries again only what fails at the beginning: the rest is for [`reading`].
-    bodies: Arc<dyn ObjectStore>,
+    handles: Handles<AmazonS3>,
     /// For URLs that clients are given, at the public endpoint. It sends nothing.
     public: AmazonS3,
 }
@@ -93,22 +68,23 @@ impl S3 {
         let credentials = place.credentials.clone();
         let name = format!("the bucket {:?} at {}", options.bucket, place.url);
         let failed = |error: object_store::Error| explain(&name, &error);
-        let handle = |answer: Duration, retries, give_up: Duration| {
-            let retry = retry(retries, give_up);
+        let handles = Handles::new(options.patience, |answer, retry| {
             build(&options, &place.region, &place.url, &credentials, &transport.answered_within(answer), retry)
                 .map_err(failed)
-        };
-        let Patience { call, write, complete, .. } = options.patience;
+        })?;
         let prefix = options.prefix.trim_matches('/');
         let store = Self {
             prefix: if prefix.is_empty() { String::new() } else { format!("{prefix}/") },
-            calls: handle(call, RETRIES, call * 2)?,
-            writes: handle(write, RETRIES, write * 2)?,
-            completions: handle(complete, RETRIES, complete * 2)?,
-            once: handle(call, 0, call)?,
-            bodies: Arc::new(handle(call, RETRIES, call)?),
-            public: build(&options, &place.region, &place.public_url, &credentials, &transport, retry(0, call))
-                .map_err(failed)?,
+            handles,
+            public: build(
+                &options,
+                &place.region,
+                &place.public_url,
+                &credentials,
+                &transport,
+                retry(0, options.patience.call),
+            )
+            .map_err(failed)?,
             name,
             bucket: options.bucket,
             place,
@@ -121,10 +97,9 @@ impl S3 {
         Ok(store)
     }
 
-    /// The object's name. Parsed, not made from text, which would escape what may stand in a prefix.
-    fn path(&self, key: &Key) -> Result<Path, StorageError> {
-        let unfit = |error: object_store::path::Error| StorageError::Unavailable(key.to_string(), error.to_string());
-        Path::parse(format!("{}{key}", self.prefix)).map_err(unfit)
+    /// The object of a key, to be written or read.
+    fn named<'a>(&self, key: &'a Key) -> Result<Object<'a>, StorageError> {
+        Object::new(&self.prefix, key, self.attributes(key))
     }
 
     /// What is said of an object as it is written. Only blobs have a storage class: cheap ones bill each
@@ -132,12 +107,6 @@ impl S3 {
     fn attributes(&self, key: &Key) -> Attributes {
         let class = self.storage_class.clone().filter(|_| matches!(key, Key::Data(_)));
         class.map(|class| (Attribute::StorageClass, class)).into_iter().collect()
-    }
-
-    async fn put_by(&self, handle: &AmazonS3, key: &Key, bytes: Chunks) -> Result<(), StorageError> {
-        let options = PutOptions { attributes: self.attributes(key), ..Default::default() };
-        let put = handle.put_opts(&self.path(key)?, PutPayload::from_iter(bytes), options).await;
-        put.map(drop).map_err(|error| explain(&key.to_string(), &error))
     }
 
     /// Whether there is an object at `key`, in answer to an upload that the store no longer knows.
@@ -163,7 +132,7 @@ impl S3 {
             page_token: token,
             ..Default::default()
         };
-        let listed = self.calls.list_paginated(Some(&folder), options).await;
+        let listed = self.handles.calls.list_paginated(Some(&folder), options).await;
         let listed = listed.map_err(|error| explain(prefix, &error))?;
         let key = |object: &ObjectMeta| object.location.as_ref().strip_prefix(&self.prefix).map(str::to_owned);
         let objects = listed.result.objects.iter().filter_map(|object| Some((key(object)?, stat_of(object))));
@@ -182,12 +151,7 @@ impl S3 {
 /// One line that says which of the options can't be used.
 pub fn signed_url_client(options: &S3Options) -> Result<reqwest::Client, StorageError> {
     let site = options.public_endpoint.as_ref().or(options.endpoint.as_ref());
-    transport::client_for(site, &options.egress.as_aws_tools_would(), options.patience)
-}
-
-fn retry(max_retries: usize, retry_timeout: Duration) -> RetryConfig {
-    let backoff = BackoffConfig { max_backoff: Duration::from_secs(2), ..Default::default() };
-    RetryConfig { backoff, max_retries, retry_timeout }
+    client_for(site, &options.egress.as_aws_tools_would(), options.patience)
 }
 
 fn build(
@@ -257,29 +221,12 @@ impl Store for S3 {
         self.transport.clock.now().unwrap_or(StoreTime(0))
     }
 
-    /// S3 can't refuse a late write, so one that is late already isn't sent, and one with a deadline is sent
-    /// again only if the store itself says that it did nothing.
     async fn put(&self, key: &Key, bytes: Chunks, deadline: Option<StoreTime>) -> Result<(), StorageError> {
-        let handle = if deadline.is_some() { &self.once } else { &self.writes };
-        let mut refusals = 0;
-        // The library repeats what a busy store refuses, but not on this handle.
-        let may_repeat = |error: &StorageError| is_in_the_way(error) || (deadline.is_some() && is_too_busy(error));
-        loop {
-            if deadline.is_some_and(|deadline| self.now() > deadline) {
-                return Err(StorageError::TooLate(key.to_string()));
-            }
-            match self.put_by(handle, key, bytes.clone()).await {
-                Err(error) if may_repeat(&error) && refusals < RETRIES => refusals += 1,
-                done => return done,
-            }
-            tokio::time::sleep(pause_before(refusals)).await;
-        }
+        self.handles.put(self.named(key)?, bytes, deadline, || self.now(), is_too_busy).await
     }
 
     async fn begin(&self, key: &Key) -> Result<MultipartId, StorageError> {
-        let options = PutMultipartOptions { attributes: self.attributes(key), ..Default::default() };
-        let begun = self.calls.create_multipart_opts(&self.path(key)?, options).await;
-        begun.map(MultipartId).map_err(|error| explain(&key.to_string(), &error))
+        self.handles.begin(self.named(key)?).await
     }
 
     async fn put_part(
@@ -290,25 +237,18 @@ impl Store for S3 {
         _part_size: usize,
         bytes: Chunks,
     ) -> Result<PartId, StorageError> {
-        let put = self.writes.put_part(&self.path(key)?, &upload.0, number, PutPayload::from_iter(bytes)).await;
-        put.map(|part| PartId(part.content_id)).map_err(|error| explain(&key.to_string(), &error))
+        self.handles.put_part(self.named(key)?, upload, number, bytes).await
     }
 
     async fn complete(&self, key: &Key, upload: &MultipartId, parts: &[PartId]) -> Result<(), StorageError> {
-        let parts = parts.iter().map(|part| object_store::multipart::PartId { content_id: part.0.clone() }).collect();
-        match self.completions.complete_multipart(&self.path(key)?, &upload.0, parts).await {
-            Ok(_) => Ok(()),
-            Err(error) if text_of(&error).contains("NoSuchUpload") => self.completed_before(key).await,
-            Err(error) => Err(explain(&key.to_string(), &error)),
+        match self.handles.complete(self.named(key)?, upload, parts).await? {
+            true => Ok(()),
+            false => self.completed_before(key).await,
         }
     }
 
     async fn abort(&self, key: &Key, upload: &MultipartId) -> Result<(), StorageError> {
-        match self.calls.abort_multipart(&self.path(key)?, &upload.0).await {
-            Ok(()) => Ok(()),
-            Err(error) if text_of(&error).contains("NoSuchUpload") => Ok(()),
-            Err(error) => Err(explain(&key.to_string(), &error)),
-        }
+        self.handles.abort(self.named(key)?, upload).await
     }
 
     async fn unfinished(&self, after: Option<&Unfinished>) -> Result<UnfinishedPage, StorageError> {
@@ -316,11 +256,11 @@ impl Store for S3 {
     }
 
     async fn read(&self, key: &Key, range: Option<Range<u64>>) -> Result<ByteStream, StorageError> {
-        reading::read(Arc::clone(&self.bodies), self.path(key)?, key.to_string(), range).await
+        self.handles.read(self.named(key)?, range).await
     }
 
     async fn stat(&self, key: &Key) -> Result<Option<Stat>, StorageError> {
-        match self.calls.head(&self.path(key)?).await {
+        match self.handles.calls.head(&self.named(key)?.path).await {
             Ok(object) => Ok(Some(stat_of(&object))),
             Err(object_store::Error::NotFound { .. }) => Ok(None),
             Err(error) => Err(explain(&key.to_string(), &error)),
@@ -348,7 +288,7 @@ impl Store for S3 {
         let most = self.credentials.life().await.map_err(refused)?.unwrap_or(LONGEST_SIGNATURE);
         let life = life.min(most).min(LONGEST_SIGNATURE);
         let fixed = SignedUrlOptions::new().with_query([("response-content-type", "application/octet-stream")]);
-        let signed = self.public.signed_url_opts(Method::GET, &self.path(key)?, life, &fixed).await;
+        let signed = self.public.signed_url_opts(Method::GET, &self.named(key)?.path, life, &fixed).await;
         let url = signed.map_err(|error| explain(&key.to_string(), &error))?.into();
         Ok(Some(SignedUrl { url, life }))
     }

@@ -67,6 +67,8 @@ pub(crate) struct World {
     pub(crate) ledger: Ledger,
     /// For the steady tags.
     pub(crate) recorder: Recorder,
+    /// What of those is to be told; whether it is right is the recorder's to say.
+    pub(crate) steady: Ledger,
     pub(crate) clients: Vec<Client>,
     /// For what a registry sends clients elsewhere for.
     elsewhere: reqwest::Client,
@@ -104,6 +106,7 @@ impl World {
         let world = Self {
             ledger: Ledger::default(),
             recorder: Recorder::default(),
+            steady: Ledger::default(),
             clients,
             elsewhere,
             grace,
@@ -203,9 +206,16 @@ impl Actor {
             }
             let manifest = manifest(&config, &[layer], number);
             let writing = self.world.recorder.write(&format!("{repository}:{name}"), number);
+            let change =
+                self.world.steady.begin(&repository, What::Push(sha256(manifest.as_bytes()), vec![name.clone()]));
             let path = format!("/v2/{repository}/manifests/{name}");
-            if let Answered::Yes(_) = self.put_manifest(&path, &manifest).await {
-                self.world.recorder.acknowledged(&writing);
+            match self.put_manifest(&path, &manifest).await {
+                Answered::Yes(_) => {
+                    self.world.recorder.acknowledged(&writing);
+                    self.world.steady.done(&change);
+                }
+                Answered::No(_) => self.world.steady.refused(&change),
+                Answered::Unknown => {}
             }
         }
     }

@@ -1,4 +1,4 @@
-//! What goes wrong, and when: three lanes, each drawing one fault after the other from dice of its own.
+//! What goes wrong, and when: lanes, each drawing one fault after the other from dice of its own.
 
 use std::{
     fs,
@@ -11,8 +11,9 @@ use rustix::process::Signal;
 
 use crate::{
     dice::Dice,
+    over::{Over, StoreKind},
     replica::{Console, Replica},
-    servers::{REDIS_FAULTS, RedisFault, Servers},
+    servers::{RedisFault, Servers},
     weather::{StormyStore, Tally, Turn, Weather},
 };
 
@@ -63,6 +64,8 @@ pub(crate) struct Faults {
     pub(crate) replicas: Vec<ReplicaFault>,
     pub(crate) redis: Vec<RedisFault>,
     pub(crate) store: Vec<Turn>,
+    /// The endpoint for events fails now and then.
+    pub(crate) endpoint: bool,
     /// The clocks of two replicas are minutes off, one before and one behind.
     pub(crate) clocks: bool,
     /// One replica keeps everything on a disk, which is full at times.
@@ -70,14 +73,16 @@ pub(crate) struct Faults {
 }
 
 impl Faults {
-    /// All of them.
-    pub(crate) fn all() -> Self {
+    /// All that there are over this set-up.
+    pub(crate) fn all(over: Over) -> Self {
         use ReplicaFault::{AllButOneStopped, AllKilled, Killed, Stopped};
         Self {
             replicas: vec![Killed, Killed, Killed, Stopped, Stopped, Stopped, AllButOneStopped, AllKilled],
-            redis: REDIS_FAULTS.to_vec(),
+            redis: RedisFault::all(over.index),
             store: vec![Turn::Refused, Turn::Stalled, Turn::Cut, Turn::Lost, Turn::Late, Turn::Adrift],
-            clocks: true,
+            endpoint: true,
+            // Google refuses a token that was signed by a wrong clock.
+            clocks: over.store != StoreKind::Gcs,
             disk: false,
         }
     }
@@ -174,6 +179,7 @@ pub(crate) async fn vex_redis(
     faults: &[RedisFault],
     spans: Spans,
     mut dice: Dice,
+    tally: &Tally,
     end: Instant,
 ) {
     while !faults.is_empty() {
@@ -182,7 +188,7 @@ pub(crate) async fn vex_redis(
         if Instant::now() >= end {
             return;
         }
-        servers.suffer(*dice.pick(faults), &mut dice, spans).await;
+        servers.suffer(*dice.pick(faults), &mut dice, spans, tally).await;
     }
 }
 

@@ -3,9 +3,7 @@
 //! A request that was not answered, or by a 5xx, has an unknown outcome: it may happen later or never, and is
 //! never a failure. What is surely there, or surely gone, is judged at each read as it ends: everything that
 //! could matter to it had been sent by then. The histories of tags are judged at the end, by [`crate::linear`].
-//!
-//! That every event of a tag is delivered is to be checked here too, as soon as there are events: `tags` has
-//! every change that was acknowledged.
+//! Whether each change of a tag was told is judged from them too, by [`crate::told`].
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,8 +16,11 @@ use crate::linear::{self, Event, Op, Ret};
 /// A moment in the history: nothing else happened at the same one.
 pub(crate) type Moment = usize;
 
+/// What was done to each tag, the deletions of its manifests included.
+pub(crate) type Histories = BTreeMap<Name, Vec<Event>>;
+
 /// A repository and a digest, or a repository and a tag.
-type Name = (String, String);
+pub(crate) type Name = (String, String);
 
 /// A write or a removal: until when, if it was acknowledged, and when it was sent.
 #[derive(Clone, Copy, Debug)]
@@ -340,15 +341,16 @@ impl Ledger {
         (those(&|life| life.surely_there(now, now).is_some()), those(&|life| life.surely_gone(now)))
     }
 
+    /// What was done to each tag so far.
+    pub(crate) fn histories(&self) -> Histories {
+        let Inner { tags, manifests, .. } = &*self.inner();
+        tags.iter().map(|(name, history)| (name.clone(), with_deletions(&name.0, history, manifests))).collect()
+    }
+
     /// Looks for an order of each tag's history, and complains where there is none.
     pub(crate) fn explain(&self) -> Ordered {
-        let (tags, manifests) = {
-            let inner = self.inner();
-            (inner.tags.clone(), inner.manifests.clone())
-        };
         let mut ordered = Ordered::default();
-        for ((repository, tag), history) in &tags {
-            let events = with_deletions(repository, history, &manifests);
+        for ((repository, tag), events) in self.histories() {
             match linear::explain(&events) {
                 Ok(events) => {
                     ordered.tags += 1;

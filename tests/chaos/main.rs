@@ -1,5 +1,6 @@
 //! Three replicas over one bucket and one Redis, clients that do everything at once, and everything that can go
-//! wrong going wrong: no acknowledged push is lost, no tag goes back, nothing unneeded stays.
+//! wrong going wrong: no acknowledged push is lost, no tag goes back, nothing unneeded stays, and who wants to be told
+//! is told.
 //!
 //! `docs/chaos.md` says how to run it for hours. A run is told by its seed: `BERTH_CHAOS_SEED` draws the same
 //! faults and the same requests again, though not the same races between them.
@@ -7,15 +8,24 @@
 
 mod clients;
 mod dice;
+mod endpoint;
 mod faults;
 mod ledger;
 mod linear;
 mod links;
+mod lone;
+mod over;
 mod replica;
 mod servers;
 mod site;
+mod slotted;
+mod told;
+mod watched;
 mod weather;
 
+#[expect(dead_code, reason = "the other tests use the rest of it")]
+#[path = "../it/azurite.rs"]
+mod azurite;
 #[expect(dead_code, reason = "the other tests use the rest of it")]
 #[path = "../it/berth.rs"]
 mod berth;
@@ -25,8 +35,19 @@ mod disk;
 #[expect(dead_code, reason = "the other tests use the rest of it")]
 #[path = "../it/e2e_client.rs"]
 mod e2e_client;
+#[path = "../it/gcs_identity.rs"]
+mod gcs_identity;
+#[expect(dead_code, reason = "the other tests use the rest of it")]
+#[path = "../it/gcs_server.rs"]
+mod gcs_server;
 #[path = "../it/history.rs"]
 mod history;
+#[expect(dead_code, reason = "the other tests use the rest of it")]
+#[path = "../it/hook.rs"]
+mod hook;
+#[expect(dead_code, reason = "the other tests use the rest of it")]
+#[path = "../it/redis_fleet.rs"]
+mod redis_fleet;
 #[expect(dead_code, reason = "the other tests use the rest of it")]
 #[path = "../it/redis_server.rs"]
 mod redis_server;
@@ -45,6 +66,7 @@ use clients::{Actor, World};
 use dice::Dice;
 use faults::{Faults, ReplicaFault, Spans};
 use ledger::{Count, Kind};
+use over::Over;
 use replica::Replica;
 use site::{HEALING, Site};
 
@@ -55,6 +77,7 @@ const UPLOAD_EXPIRY: Duration = Duration::from_secs(10);
 #[derive(Clone, Debug)]
 struct Plan {
     seed: u64,
+    over: Over,
     length: Duration,
     spans: Spans,
     faults: Faults,
@@ -94,6 +117,8 @@ struct Report {
     tags: usize,
     events: usize,
     steady: usize,
+    /// Events of tags that the endpoint took.
+    told: usize,
     /// Manifests that were read back whole through every replica.
     manifests: usize,
     length: Duration,
@@ -114,6 +139,7 @@ impl Report {
         self.tags += other.tags;
         self.events += other.events;
         self.steady += other.steady;
+        self.told += other.told;
         self.manifests += other.manifests;
         self.length += other.length;
         self.violations.extend_from_slice(&other.violations);
@@ -129,7 +155,7 @@ impl Report {
             "  {} tags in an order, of {} operations; {} reads of steady tags",
             self.tags, self.events, self.steady
         );
-        println!("  {} manifests read back whole through each replica", self.manifests);
+        println!("  {} manifests read back whole through each replica; {} events told", self.manifests, self.told);
         for (fault, count) in &self.faults {
             println!("  {count:>9} {fault}");
         }
@@ -145,7 +171,8 @@ impl Report {
 
 /// Runs a plan, and checks what clients saw. Where anything was wrong the logs are kept.
 async fn run(plan: Plan) -> Report {
-    println!("BERTH_CHAOS_SEED={}: {:?}, {:?}, collection {:?}", plan.seed, plan.length, plan.spans, plan.collect);
+    let Plan { seed, over, length, spans, collect, .. } = &plan;
+    println!("BERTH_CHAOS_SEED={seed}: {over:?}, {length:?}, {spans:?}, collection {collect:?}");
     let (seed, length, collect, grace) = (plan.seed, plan.length, plan.collect, plan.grace());
     let mut dice = Dice::new(plan.seed);
     let mut site = Site::start(plan, &mut dice).await;
@@ -155,9 +182,10 @@ async fn run(plan: Plan) -> Report {
         panic!("the replicas don't start: see the logs in {}", site.keep_logs().display());
     }
     site.suffer(&world, &mut dice).await;
-    let began = Instant::now();
+    let (began, mut told) = (Instant::now(), 0);
     if site.heal(&mut actor).await {
         println!("  healed after {:?}", began.elapsed());
+        told = site.told(&world).await;
         if let (Some(period), Some(grace)) = (collect, grace) {
             site.collected(&world, period, grace).await;
         }
@@ -179,6 +207,7 @@ async fn run(plan: Plan) -> Report {
         tags: ordered.tags,
         events: ordered.events,
         steady: steady.reads,
+        told,
         manifests,
         length,
         violations: world.ledger.complaints().iter().map(|text| format!("seed {seed}: {text}")).collect(),
@@ -204,7 +233,10 @@ fn seed() -> u64 {
 async fn nothing_is_lost_and_nothing_is_stale() {
     let length = Duration::from_secs(30);
     let collect = Some(Duration::from_secs(5));
-    run(Plan { seed: seed(), length, spans: Spans::SHORT, faults: Faults::all(), collect }).await.assert("all faults");
+    let over = Over::chosen();
+    run(Plan { seed: seed(), over, length, spans: Spans::SHORT, faults: Faults::all(over), collect })
+        .await
+        .assert("all faults");
 }
 
 /// One replica whose disk is full again and again, its index on the same disk.
@@ -212,7 +244,8 @@ async fn nothing_is_lost_and_nothing_is_stale() {
 async fn a_disk_that_fills_up_loses_nothing() {
     let faults = Faults { replicas: vec![ReplicaFault::Killed], disk: true, ..Faults::default() };
     let length = Duration::from_secs(12);
-    run(Plan { seed: seed(), length, spans: Spans::SHORT, faults, collect: None }).await.assert("a full disk");
+    let over = Over::chosen();
+    run(Plan { seed: seed(), over, length, spans: Spans::SHORT, faults, collect: None }).await.assert("a full disk");
 }
 
 /// Each kind of fault by itself, for half a minute or `BERTH_CHAOS_SECONDS`, and none at all first.
@@ -220,8 +253,10 @@ async fn a_disk_that_fills_up_loses_nothing() {
 #[ignore = "takes a quarter of an hour"]
 async fn each_fault_alone() {
     let length = Duration::from_secs(setting("BERTH_CHAOS_SECONDS").unwrap_or(30));
-    let (mut all, mut alone) = (Faults::all(), vec![Faults::default()]);
+    let over = Over::chosen();
+    let (mut all, mut alone) = (Faults::all(over), vec![Faults::default()]);
     all.replicas.dedup();
+    all.redis.dedup();
     let with = |change: &dyn Fn(&mut Faults)| {
         let mut faults = Faults::default();
         change(&mut faults);
@@ -230,11 +265,14 @@ async fn each_fault_alone() {
     alone.extend(all.replicas.iter().map(|fault| with(&|faults| faults.replicas.push(*fault))));
     alone.extend(all.redis.iter().map(|fault| with(&|faults| faults.redis.push(*fault))));
     alone.extend(all.store.iter().map(|turn| with(&|faults| faults.store.push(*turn))));
-    alone.push(with(&|faults| faults.clocks = true));
+    alone.push(with(&|faults| faults.endpoint = true));
+    if all.clocks {
+        alone.push(with(&|faults| faults.clocks = true));
+    }
     alone.push(with(&|faults| faults.disk = true));
     for (number, faults) in alone.into_iter().enumerate() {
         let (what, seed) = (format!("{faults:?}"), seed() + number as u64);
-        run(Plan { seed, length, spans: Spans::SHORT, faults, collect: None }).await.assert(&what);
+        run(Plan { seed, over, length, spans: Spans::SHORT, faults, collect: None }).await.assert(&what);
     }
 }
 
@@ -245,13 +283,13 @@ async fn each_fault_alone() {
 async fn for_hours() {
     let (minutes, each) = (setting("BERTH_CHAOS_MINUTES").unwrap_or(10), setting("BERTH_CHAOS_RUN").unwrap_or(5));
     let collect = setting("BERTH_CHAOS_COLLECT").map(Duration::from_secs);
-    let first = seed();
+    let (first, over) = (seed(), Over::chosen());
     let mut all = Report::default();
     for number in 0..minutes.div_ceil(each) {
         // One run of three with the spans that operators have.
         let spans = if number % 3 == 2 { Spans::DEFAULT } else { Spans::SHORT };
         let length = Duration::from_secs(each * 60);
-        let report = run(Plan { seed: first + number, length, spans, faults: Faults::all(), collect }).await;
+        let report = run(Plan { seed: first + number, over, length, spans, faults: Faults::all(over), collect }).await;
         report.print(&format!("seed {}", first + number));
         all.add(&report);
         all.print("so far");

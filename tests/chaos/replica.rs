@@ -126,6 +126,13 @@ impl Console {
         tokio::task::spawn_blocking(move || get(admin, "/readyz")).await.unwrap().unwrap_or_default()
     }
 
+    /// Whether it believes its index, and sees no event in it that waits for this endpoint.
+    pub(crate) async fn has_told(&self, endpoint: &str) -> bool {
+        let admin = self.admin;
+        let metrics = tokio::task::spawn_blocking(move || get(admin, "/metrics")).await.unwrap().unwrap_or_default();
+        self.is_ready().await && metrics.contains(&format!("berth_events_pending{{endpoint=\"{endpoint}\"}} 0\n"))
+    }
+
     /// Whether it says that it can do everything.
     pub(crate) async fn is_ready(&self) -> bool {
         self.says().await.contains(r#""status":"ready""#)

@@ -1,19 +1,21 @@
-//! The Redis of a registry, and what goes wrong with it: killed, emptied, stopped, and replaced by a replica of
-//! itself that had been cut off, while it goes on serving some.
+//! The Redis of a registry in one of its set-ups, and what may go wrong with it.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::time::Duration;
+use std::{ops::Range, time::Duration};
 
-use crate::redis_server::{self, RedisServer};
-use crate::{dice::Dice, faults::Spans, links::Link, weather::Tally};
+use crate::{
+    dice::Dice, faults::Spans, lone::Lone, over::IndexKind, redis_fleet::until, redis_server::RedisServer,
+    slotted::Slotted, watched::Watched, weather::Tally,
+};
 
-/// What may happen to it.
+/// What may happen to it. Where there are several masters it happens to one of them, if nothing else is said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RedisFault {
     /// Killed, and started again with what it had written down.
     KilledAndKept,
     /// Killed, and started again with nothing.
     KilledAndEmptied,
+    /// All that there are.
     Flushed,
     /// Its process stands still.
     Stopped,
@@ -27,121 +29,107 @@ pub(crate) enum RedisFault {
     FailedOver,
     /// The same, and later the old one is back in its place.
     FailedBack,
+    /// Its operator has a replica of it take its place.
+    Switched,
+    /// One of those that watch over it is killed, and started again.
+    WatcherKilled,
+    /// Slots of it go to another master.
+    Resharded,
 }
 
-pub(crate) const REDIS_FAULTS: [RedisFault; 9] = [
-    RedisFault::KilledAndKept,
-    RedisFault::KilledAndEmptied,
-    RedisFault::Flushed,
-    RedisFault::Stopped,
-    RedisFault::Paused,
-    RedisFault::Cut,
-    RedisFault::Held,
-    RedisFault::FailedOver,
-    RedisFault::FailedBack,
-];
+impl RedisFault {
+    /// What may happen in this set-up.
+    pub(crate) fn all(index: IndexKind) -> Vec<Self> {
+        use RedisFault::*;
+        let everywhere = [KilledAndKept, KilledAndEmptied, Flushed, Stopped, Paused, Cut];
+        let own: &[Self] = match index {
+            IndexKind::Lone => &[Held, FailedOver, FailedBack],
+            IndexKind::Sentinel => &[FailedOver, Switched, WatcherKilled],
+            IndexKind::Cluster => &[Switched, Resharded, Resharded],
+        };
+        [&everywhere, own].concat()
+    }
+}
 
 /// It writes down every command, in the kernel's own time.
-const KEEPS: [&str; 4] = ["--appendonly", "yes", "--appendfsync", "no"];
+pub(crate) const KEEPS: [&str; 4] = ["--appendonly", "yes", "--appendfsync", "no"];
 
-/// The server that is the right one now, and each replica's way to it.
-#[derive(Debug)]
-pub(crate) struct Servers {
-    master: RedisServer,
-    links: Vec<Link>,
-    tally: Tally,
+/// For how long what was killed is away, in milliseconds.
+pub(crate) const AWAY: Range<u64> = 100..6000;
+
+/// How long servers that belong together may take to agree, after one thing has gone wrong, before the next does.
+const AGREEMENT: Duration = Duration::from_secs(60);
+
+/// All servers of a registry.
+pub(crate) enum Servers {
+    Lone(Lone),
+    Watched(Watched),
+    Slotted(Slotted),
 }
 
 impl Servers {
-    pub(crate) async fn start(replicas: usize, tally: Tally) -> Self {
-        let master = redis_server::start_elsewhere(&KEEPS).await;
-        let mut links = Vec::new();
-        for _ in 0..replicas {
-            links.push(Link::start(master.place()).await);
+    /// For so many replicas.
+    pub(crate) async fn start(index: IndexKind, replicas: usize) -> Self {
+        match index {
+            IndexKind::Lone => Self::Lone(Lone::start(replicas).await),
+            IndexKind::Sentinel => Self::Watched(Watched::start().await),
+            IndexKind::Cluster => Self::Slotted(Slotted::start().await),
         }
-        Self { master, links, tally }
     }
 
+    /// What a replica is to connect to.
     pub(crate) fn url(&self, replica: usize) -> String {
-        self.links[replica].url()
-    }
-
-    /// Lets something go wrong, and mends it.
-    pub(crate) async fn suffer(&mut self, fault: RedisFault, dice: &mut Dice, spans: Spans) {
-        self.tally.add(&format!("redis: {fault:?}").to_lowercase());
-        let while_away = dice.span(100..6000);
-        match fault {
-            RedisFault::KilledAndKept => self.kill(while_away, false).await,
-            RedisFault::KilledAndEmptied => self.kill(while_away, true).await,
-            RedisFault::Flushed => self.master.flush().await,
-            RedisFault::Stopped => {
-                self.master.pause(true);
-                tokio::time::sleep(dice.span(300..spans.longest_stop())).await;
-                self.master.pause(false);
-            }
-            RedisFault::Paused => {
-                let span = dice.range(300..spans.longest_stop());
-                let mut operator = self.master.operator().await;
-                redis::cmd("CLIENT").arg("PAUSE").arg(span).arg("ALL").exec_async(&mut operator).await.unwrap();
-                tokio::time::sleep(Duration::from_millis(span)).await;
-            }
-            RedisFault::Cut => self.links.iter().for_each(Link::cut),
-            RedisFault::Held => {
-                let link = dice.index(self.links.len());
-                self.links[link].hold(true);
-                tokio::time::sleep(dice.span(300..spans.longest_stop())).await;
-                self.links[link].hold(false);
-            }
-            RedisFault::FailedOver => drop(self.fail_over(dice, spans).await),
-            RedisFault::FailedBack => {
-                let old = self.fail_over(dice, spans).await;
-                tokio::time::sleep(dice.span(0..spans.succession() * 2)).await;
-                self.replace(old);
-            }
+        match self {
+            Self::Lone(lone) => lone.url(replica),
+            Self::Watched(watched) => watched.url(),
+            Self::Slotted(slotted) => slotted.url(),
         }
     }
 
-    async fn kill(&mut self, away: Duration, emptied: bool) {
-        self.master.stop();
-        tokio::time::sleep(away).await;
-        if emptied {
-            self.master.forget();
+    /// Lets something go wrong, and mends it. Nothing happens where the servers don't agree yet after what went wrong
+    /// before: then it would be an operator who breaks them.
+    pub(crate) async fn suffer(&mut self, fault: RedisFault, dice: &mut Dice, spans: Spans, tally: &Tally) {
+        let agreed = match self {
+            Self::Lone(_) => true,
+            Self::Watched(watched) => tokio::time::timeout(AGREEMENT, watched.agreed()).await.is_ok(),
+            Self::Slotted(slotted) => tokio::time::timeout(AGREEMENT, slotted.agreed()).await.is_ok(),
+        };
+        if !agreed {
+            return tally.add("redis: not agreed yet");
         }
-        self.master.restart().await;
+        tally.add(&format!("redis: {fault:?}").to_lowercase());
+        match self {
+            Self::Lone(lone) => lone.suffer(fault, dice, spans).await,
+            Self::Watched(watched) => watched.suffer(fault, dice, spans).await,
+            Self::Slotted(slotted) => slotted.suffer(fault, dice, spans, tally).await,
+        }
     }
+}
 
-    /// A replica takes the master's place for some, and then for all. Returns the old master, which runs on.
-    async fn fail_over(&mut self, dice: &mut Dice, spans: Spans) -> RedisServer {
-        let (host, port) = self.master.place();
-        let spare = redis_server::start_elsewhere(&KEEPS).await;
-        let mut operator = spare.operator().await;
-        redis::cmd("REPLICAOF").arg(host.to_string()).arg(port).exec_async(&mut operator).await.unwrap();
-        loop {
-            let info: String = redis::cmd("INFO").arg("replication").query_async(&mut operator).await.unwrap();
-            if info.contains("master_link_status:up") {
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        tokio::time::sleep(dice.span(0..1500)).await;
-        // Cut off: it is to follow somebody who isn't there.
-        redis::cmd("REPLICAOF").arg("127.0.0.1").arg(1).exec_async(&mut operator).await.unwrap();
-        tokio::time::sleep(dice.span(200..6000)).await;
-        redis::cmd("REPLICAOF").arg("NO").arg("ONE").exec_async(&mut operator).await.unwrap();
-        let behind = dice.index(self.links.len());
-        for (number, link) in self.links.iter().enumerate() {
-            // Most follow at once, and one of them may stay with the old master for a while.
-            if number != behind {
-                link.point(spare.place());
-            }
-        }
-        tokio::time::sleep(dice.span(0..spans.succession() * 2)).await;
-        self.replace(spare)
-    }
+/// A server that was killed starts again, and has read what it kept: until then it refuses its operator too.
+pub(crate) async fn restart(server: &mut RedisServer) {
+    server.restart().await;
+    let mut operator = server.operator().await;
+    until(async || redis::cmd("PING").exec_async(&mut operator).await.is_ok()).await;
+}
 
-    /// Sends everybody to another server, which is the right one from now on. Returns the one before.
-    fn replace(&mut self, by: RedisServer) -> RedisServer {
-        self.links.iter().for_each(|link| link.point(by.place()));
-        std::mem::replace(&mut self.master, by)
-    }
+/// A server stands still for a while.
+pub(crate) async fn stop(server: &RedisServer, dice: &mut Dice, spans: Spans) {
+    server.pause(true);
+    tokio::time::sleep(dice.span(300..spans.longest_stop())).await;
+    server.pause(false);
+}
+
+/// A server does no command for a while.
+pub(crate) async fn pause(server: &RedisServer, dice: &mut Dice, spans: Spans) {
+    let span = dice.range(300..spans.longest_stop());
+    let mut operator = server.operator().await;
+    redis::cmd("CLIENT").arg("PAUSE").arg(span).arg("ALL").exec_async(&mut operator).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(span)).await;
+}
+
+/// All connections of clients break.
+pub(crate) async fn cut(server: &RedisServer) {
+    let mut kill = redis::cmd("CLIENT");
+    kill.arg("KILL").arg("TYPE").arg("normal").exec_async(&mut server.operator().await).await.unwrap();
 }

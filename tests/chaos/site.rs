@@ -16,10 +16,12 @@ use crate::{
     dice::Dice,
     disk::Disk,
     e2e_client::Client,
+    endpoint::{self, Endpoint},
     faults::{operate, vex_disk, vex_redis, vex_replicas, vex_store},
+    over::Bucket,
     replica::{Console, Replica},
-    s3_server::{self, S3Server},
     servers::Servers,
+    told::Told,
     weather::{StormyStore, Tally},
 };
 
@@ -39,11 +41,16 @@ pub(crate) const HEALING: Duration = Duration::from_secs(240);
 /// How much a disk has room for that is to be filled, in mebibytes.
 const DISK: u32 = 256;
 
+/// For how long, in seconds, nothing may have waited to be told before what is missing is given up.
+const QUIET: u32 = 30;
+
+/// How long it may take until all is told that the endpoint failed to take: it is tried at ever longer intervals.
+const TELLING: Duration = Duration::from_secs(900);
+
 /// What the replicas keep everything in.
-#[derive(Debug)]
 enum Storage {
     /// And the bucket behind the first.
-    Bucket(Box<StormyStore>, Box<Servers>, #[expect(dead_code, reason = "it runs as long as it is held")] S3Server),
+    Bucket(Box<StormyStore>, Box<Servers>, #[expect(dead_code, reason = "it runs as long as it is held")] Bucket),
     /// Together with the index.
     Directory(Disk),
 }
@@ -55,6 +62,7 @@ pub(crate) struct Site {
     // Before what it runs over, so that it ends before it.
     pub(crate) replicas: Vec<Replica>,
     storage: Storage,
+    endpoint: Endpoint,
     pub(crate) clients: Vec<Client>,
     /// For what a registry sends clients elsewhere for.
     pub(crate) http: reqwest::Client,
@@ -65,15 +73,17 @@ impl Site {
     pub(crate) async fn start(plan: Plan, dice: &mut Dice) -> Self {
         let (tally, logs) = (Tally::default(), TempDir::new().unwrap());
         let log = |number: usize| logs.path().join(format!("log-{number}"));
+        let endpoint = Endpoint::start(tally.clone()).await;
+        let settings = [plan.settings(), endpoint.settings()].concat();
         let (mut replicas, storage) = match plan.faults.disk {
-            true => on_a_disk(&plan, log(0), &tally),
-            false => over_a_bucket(&plan, dice, log, &tally).await,
+            true => on_a_disk(settings, log(0), &tally),
+            false => over_a_bucket(&plan, &settings, dice, log, &tally).await,
         };
         replicas.iter_mut().for_each(Replica::start);
         let builder = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).timeout(PATIENCE);
         let http = builder.build().unwrap();
         let clients = replicas.iter().map(|replica| replica.client(&http)).collect();
-        Self { plan, tally, replicas, storage, clients, http, logs }
+        Self { plan, tally, replicas, storage, endpoint, clients, http, logs }
     }
 
     /// Keeps the logs when this is gone; returns where.
@@ -123,14 +133,20 @@ impl Site {
         let (end, spans, faults) = (Instant::now() + self.plan.length, self.plan.spans, &self.plan.faults);
         let consoles: Vec<Console> = self.replicas.iter().map(Replica::console).collect();
         let replicas = vex_replicas(&mut self.replicas, &faults.replicas, spans, dice.fork(), &self.tally, end);
+        let (endpoint, own) = (&mut self.endpoint, dice.fork());
+        let endpoint = async {
+            if faults.endpoint {
+                endpoint.vex(own, end).await;
+            }
+        };
         match &mut self.storage {
             Storage::Bucket(store, servers, _) => {
-                let redis = vex_redis(servers, &faults.redis, spans, dice.fork(), end);
+                let redis = vex_redis(servers, &faults.redis, spans, dice.fork(), &self.tally, end);
                 let store = vex_store(store, &faults.store, spans, dice.fork(), end);
-                tokio::join!(replicas, redis, store, operate(&consoles, spans, &self.tally, end));
+                tokio::join!(replicas, redis, store, endpoint, operate(&consoles, spans, &self.tally, end));
             }
             Storage::Directory(disk) => {
-                tokio::join!(replicas, vex_disk(disk.path(), dice.fork(), &self.tally, end));
+                tokio::join!(replicas, endpoint, vex_disk(disk.path(), dice.fork(), &self.tally, end));
             }
         }
         world.stop();
@@ -140,6 +156,39 @@ impl Site {
         if let Storage::Bucket(store, ..) = &self.storage {
             store.calm().await;
         }
+    }
+
+    /// Waits until the endpoint was told of each acknowledged change of a tag, and complains where it never is, or
+    /// wrongly. Returns how many events of tags it took.
+    pub(crate) async fn told(&self, world: &World) -> usize {
+        let (since, mut quiet) = (Instant::now(), 0);
+        let (shared, steady) = (world.ledger.histories(), world.steady.histories());
+        loop {
+            let taken = self.endpoint.taken();
+            let told = Told::of(&taken);
+            let missing = [told.missing(&shared), told.missing(&steady)].concat();
+            quiet = if self.has_told().await { quiet + 1 } else { 0 };
+            if missing.is_empty() || quiet > QUIET || since.elapsed() > TELLING {
+                let wrong =
+                    [&shared, &steady].map(|histories| [told.invented(histories), told.overtaken(histories)].concat());
+                for complaint in [missing, wrong.concat()].concat() {
+                    world.ledger.complain(format!("{complaint} ({:?} after all was healed)", since.elapsed()));
+                }
+                println!("  told all after {:?}", since.elapsed());
+                return taken.len();
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    }
+
+    /// Whether each replica says that nothing waits to be told.
+    async fn has_told(&self) -> bool {
+        for console in self.consoles() {
+            if !console.has_told(endpoint::NAME).await {
+                return false;
+            }
+        }
+        true
     }
 
     /// What would be removed, or why that can't be said.
@@ -196,32 +245,32 @@ impl Site {
     }
 }
 
-/// Three replicas over a bucket in S3 and a Redis, each with its own way to that.
+/// Three replicas over a bucket and a Redis.
 async fn over_a_bucket(
     plan: &Plan,
+    settings: &[(&str, String)],
     dice: &mut Dice,
     log: impl Fn(usize) -> PathBuf,
     tally: &Tally,
 ) -> (Vec<Replica>, Storage) {
-    let mut bucket = s3_server::start().await;
-    let store = StormyStore::start(&bucket.endpoint, dice.fork(), tally.clone()).await;
-    bucket.endpoint.clone_from(&store.endpoint);
-    let servers = Servers::start(REPLICAS, tally.clone()).await;
+    let mut bucket = Bucket::start(plan.over.store).await;
+    let store = StormyStore::start(bucket.endpoint(), dice.fork(), tally.clone()).await;
+    bucket.endpoint().clone_from(&store.endpoint);
+    let servers = Servers::start(plan.over.index, REPLICAS).await;
     let mut apart = |sign: i64| if plan.faults.clocks { sign * dice.range(60..240) as i64 } else { 0 };
     let skews = [0, apart(1), apart(-1)];
     let replicas = skews.iter().enumerate().map(|(number, skew)| {
         let index = [("BERTH_INDEX__URL", servers.url(number))];
-        let settings = [&bucket.settings()[..], &plan.settings(), &index].concat();
+        let settings = [&bucket.settings()[..], settings, &index].concat();
         Replica::new(&settings, *skew, log(number), tally.clone())
     });
     (replicas.collect(), Storage::Bucket(Box::new(store), Box::new(servers), bucket))
 }
 
 /// One replica over a directory that is a disk of its own.
-fn on_a_disk(plan: &Plan, log: PathBuf, tally: &Tally) -> (Vec<Replica>, Storage) {
+fn on_a_disk(mut settings: Vec<(&str, String)>, log: PathBuf, tally: &Tally) -> (Vec<Replica>, Storage) {
     let disk = Disk::mount(DISK);
     let directory: &Path = &disk.path().join("data");
-    let mut settings = plan.settings();
     settings.push(("BERTH_STORAGE__URL", format!("file:{}", directory.display())));
     (vec![Replica::new(&settings, 0, log, tally.clone())], Storage::Directory(disk))
 }

@@ -14,7 +14,10 @@ use std::{
 use axum::body::Body;
 use bytes::Bytes;
 use futures_util::stream;
-use http::{Request, Response, StatusCode, header::CONTENT_LENGTH};
+use http::{
+    Request, Response, StatusCode,
+    header::{CONTENT_LENGTH, TRANSFER_ENCODING},
+};
 use http_body_util::{BodyExt, Full};
 use hyper::{body::Incoming, client::conn::http1 as client, server::conn::http1 as server};
 use hyper_util::rt::TokioIo;
@@ -67,6 +70,7 @@ impl Tally {
 /// What each connection shares.
 #[derive(Debug)]
 struct Shared {
+    /// Host and port.
     store: String,
     weather: Mutex<(Weather, Dice)>,
     tally: Tally,
@@ -77,20 +81,21 @@ struct Shared {
 /// A running proxy; it stops taking connections when this is dropped.
 #[derive(Debug)]
 pub(crate) struct StormyStore {
-    /// `http://127.0.0.1:<port>`, to be given out as the store's.
+    /// `http://127.0.0.1:<port>` and the store's path, to be given out as the store's.
     pub(crate) endpoint: String,
     shared: Arc<Shared>,
     accepting: JoinHandle<()>,
 }
 
 impl StormyStore {
-    /// One before the store at `endpoint` (`http://HOST:PORT`), in fair weather.
+    /// One before the store at `endpoint` (`http://HOST:PORT`, perhaps with a path), in fair weather.
     pub(crate) async fn start(endpoint: &str, dice: Dice, tally: Tally) -> Self {
-        let store = endpoint.strip_prefix("http://").unwrap().to_owned();
+        let store = endpoint.strip_prefix("http://").unwrap();
+        let (store, path) = store.split_at(store.find('/').unwrap_or(store.len()));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        let endpoint = format!("http://{}{path}", listener.local_addr().unwrap());
         let weather = Mutex::new((Weather::default(), dice));
-        let shared = Arc::new(Shared { store, weather, tally, waiting: Mutex::new(0) });
+        let shared = Arc::new(Shared { store: store.to_owned(), weather, tally, waiting: Mutex::new(0) });
         let each = Arc::clone(&shared);
         let accepting = tokio::spawn(async move {
             while let Ok((socket, _)) = listener.accept().await {
@@ -188,7 +193,8 @@ fn late(shared: Arc<Shared>, request: Request<Full<Bytes>>, wait: Duration) -> J
     })
 }
 
-/// As S3 says it: <https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html>.
+/// As S3 says it: <https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html>. Of the others the status is
+/// all that counts.
 fn too_busy() -> Response<Body> {
     let body = "<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>";
     Response::builder().status(StatusCode::SERVICE_UNAVAILABLE).body(Body::from(body)).unwrap()
@@ -200,6 +206,7 @@ fn cut(answer: Response<Bytes>) -> io::Result<Response<Body>> {
     if body.is_empty() {
         return Err(io::Error::other("cut"));
     }
+    head.headers.remove(TRANSFER_ENCODING);
     head.headers.insert(CONTENT_LENGTH, body.len().into());
     let half = body.slice(..body.len() / 2);
     Ok(Response::from_parts(head, Body::from_stream(stream::iter([Ok(half), Err(io::Error::other("cut"))]))))

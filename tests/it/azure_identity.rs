@@ -20,9 +20,8 @@ use axum::{
 };
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use berth::storage::{
-    Key, StorageError, Store,
+    Egress, Key, StorageError, Store,
     azure::{Asks, Azure, AzureOptions},
-    s3::Egress,
 };
 use bytes::Bytes;
 use hmac::{Hmac, KeyInit, Mac};

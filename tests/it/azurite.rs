@@ -10,8 +10,8 @@ use std::{
 };
 
 use berth::storage::{
+    Egress,
     azure::{Asks, Azure, AzureOptions},
-    s3::Egress,
 };
 use http::header;
 use object_store::{
@@ -138,7 +138,7 @@ impl Container {
             asks,
             access_tier: None,
             egress: Egress::default(),
-            patience: berth::storage::s3::Patience::default(),
+            patience: berth::storage::Patience::default(),
         }
     }
 

@@ -18,6 +18,7 @@ use crate::{
     docker_daemon::Daemon,
     e2e_tools::Tool,
     hook::{Hook, Told},
+    rules_bench::sha256,
 };
 
 const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
@@ -177,6 +178,45 @@ fn check_envelope(told: &Told, berth: &Berth, digest: &str) {
         "{method} {useragent}"
     );
     assert_eq!(event.actor.name, "anonymous");
+}
+
+/// The request as a proxy saw it, where the proxy is trusted; else as it came from there. And whose it was.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_is_told_as_a_trusted_proxy_had_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let users = folder.path().join("users");
+    std::fs::write(&users, format!("ann:{}\n", bcrypt::hash("ann-secret", 4).unwrap())).unwrap();
+    let basic = format!("Basic {}", STANDARD.encode("ann:ann-secret"));
+    for (trusted, is_trusted) in [("127.0.0.0/8", true), ("10.0.0.0/8", false)] {
+        let hook = Hook::start().await;
+        let more = [
+            ("BLOBS", "true"),
+            ("BERTH_SERVER__TRUSTED_PROXIES", trusted),
+            ("BERTH_AUTH__HTPASSWD", users.to_str().unwrap()),
+            ("BERTH_AUTH__RULES__ANN__WHO", "user:ann"),
+            ("BERTH_AUTH__RULES__ANN__ROLE", "writer"),
+            ("BERTH_AUTH__RULES__ANN__REPOSITORIES", "team/*"),
+        ];
+        let berth = start("distribution", &hook.url(), &more);
+        let headers = [
+            ("authorization", basic.as_str()),
+            ("user-agent", "probe/1.0"),
+            ("x-forwarded-for", "203.0.113.9"),
+            ("x-forwarded-proto", "https"),
+            ("x-forwarded-host", "r.example.com"),
+        ];
+        let path = format!("/v2/team/app/blobs/uploads/?digest={}", sha256(b"bytes"));
+        let answer = berth.client().send("POST", &path, &headers, "bytes").await.expect(201);
+        let told = hook.until(1).await;
+        let envelope: Envelope = serde_json::from_slice(&told[0].body).unwrap();
+        let Request { id, addr, host, method, useragent } = &envelope.events[0].request;
+        let (seen_addr, seen_host) =
+            if is_trusted { ("203.0.113.9", "r.example.com".to_owned()) } else { ("127.0.0.1", berth.host()) };
+        assert_eq!((addr.as_str(), host), (seen_addr, &seen_host));
+        assert_eq!((method.as_str(), useragent.as_str()), ("POST", "probe/1.0"));
+        assert_eq!(id, answer.header("x-request-id"));
+        assert_eq!(envelope.events[0].actor.name, "user:ann");
+    }
 }
 
 /// A Python with the libraries that receivers use.

@@ -21,6 +21,7 @@ use berth::{
     config::Config,
     delivery::{Deliverer, Endpoint, Endpoints, Which},
     event::Interests,
+    outbox,
     registry::Registry,
     storage::key::EntryName,
     telemetry::Metrics,
@@ -265,17 +266,18 @@ async fn endpoints_come_and_go_while_it_runs() {
     let (bench, hook) = (bench::local(bench::options()).await, Hook::start().await);
     let app = image(&bench, "app").await;
     let replicas = [&bench.a, &bench.b].map(|registry| Replica::start(&bench, registry, ""));
-    let tell = |settings: &str| {
+    let tell = async |settings: &str| {
         for replica in &replicas {
-            replica.deliverer.set_endpoints(Endpoints::open(&config(settings)).unwrap());
+            replica.deliverer.set_endpoints(Endpoints::open(&config(settings)).unwrap()).await;
         }
     };
     push(&bench, "app", &app, "1").await;
-    tell(&settings(&hook.url(), ""));
+    tell(&settings(&hook.url(), "")).await;
+    assert!(outbox::newest(&bench.a, &ci()).await.unwrap().is_some(), "its checkpoint comes before its first event");
     push(&bench, "app", &app, "2").await;
     hook.until(1).await;
     assert_eq!(hook.lines(), ["push app 2"]);
-    tell("");
+    tell("").await;
     push(&bench, "app", &app, "3").await;
     tokio::time::sleep(Duration::from_millis(200)).await;
     assert_eq!(hook.told().len(), 1);

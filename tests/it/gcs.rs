@@ -15,10 +15,9 @@ use berth::{
     outbound::Proxy,
     registry::OtherIndex,
     storage::{
-        Key, StorageError, Store,
+        Egress, Key, Patience, StorageError, Store,
         gcs::{CredentialsJson, Gcs, GcsOptions},
         read_small,
-        s3::{Egress, Patience},
     },
 };
 use bytes::Bytes;

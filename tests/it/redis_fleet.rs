@@ -47,11 +47,16 @@ pub(crate) async fn role(server: &RedisServer) -> String {
 
 impl Sentinels {
     pub(crate) async fn start() -> Self {
+        Self::start_with(&[]).await
+    }
+
+    /// Servers with further arguments.
+    pub(crate) async fn start_with(arguments: &[&str]) -> Self {
         let host = own_address().to_string();
         let servers = (0..3).map(|place| {
             let replicates: &[&str] = if place == 0 { &[] } else { &["--replicaof", &host, "7000"] };
             let own = ["--repl-diskless-sync-delay", "0", "--replica-announce-ip", &host];
-            RedisServer::stopped(&host, 7000 + place, &[&own[..], replicates].concat())
+            RedisServer::stopped(&host, 7000 + place, &[&own[..], replicates, arguments].concat())
         });
         let servers: Vec<RedisServer> = servers.collect();
         // A Sentinel alone would wait for the others to introduce themselves.
@@ -66,10 +71,7 @@ impl Sentinels {
         for server in fleet.servers.iter_mut().chain(&mut fleet.sentinels) {
             server.restart().await;
         }
-        for server in &fleet.servers[1..] {
-            let mut operator = server.operator().await;
-            until(async || info(&mut operator, "master_link_status").await == "up").await;
-        }
+        until(async || fleet.follow(0).await).await;
         for sentinel in &fleet.sentinels {
             fleet.knows_replicas(sentinel).await;
         }
@@ -81,8 +83,26 @@ impl Sentinels {
         format!("redis-sentinel://{host}:7100,{host}:7101,{host}:7102/{SERVICE}")
     }
 
+    /// Whether one server is a master, and the others follow it.
+    pub(crate) async fn follow(&self, master: usize) -> bool {
+        for (place, server) in self.servers.iter().enumerate() {
+            let mut operator = server.operator().await;
+            let is_right = match place == master {
+                true => info(&mut operator, "role").await == "master",
+                false => {
+                    info(&mut operator, "master_link_status").await == "up"
+                        && info(&mut operator, "master_port").await == self.servers[master].port().to_string()
+                }
+            };
+            if !is_right {
+                return false;
+            }
+        }
+        true
+    }
+
     /// Waits until a Sentinel could replace the master: until then it knows nobody to take its place.
-    async fn knows_replicas(&self, sentinel: &RedisServer) {
+    pub(crate) async fn knows_replicas(&self, sentinel: &RedisServer) {
         let mut operator = sentinel.operator().await;
         until(async || {
             let line = info(&mut operator, "master0").await;
@@ -162,7 +182,7 @@ impl Cluster {
     }
 
     /// Waits until all nodes take requests and all replicas follow their masters.
-    async fn settled(&self) {
+    pub(crate) async fn settled(&self) {
         for server in &self.nodes {
             let mut operator = server.operator().await;
             until(async || cluster_info(&mut operator).await.contains("cluster_state:ok")).await;
@@ -278,7 +298,8 @@ fn client_port(place: usize, arguments: &[&str]) -> usize {
 }
 
 async fn cluster_info(connection: &mut MultiplexedConnection) -> String {
-    cmd("CLUSTER").arg("INFO").query_async(connection).await.unwrap()
+    // One that was just started refuses while it reads what it has kept.
+    cmd("CLUSTER").arg("INFO").query_async(connection).await.unwrap_or_default()
 }
 
 /// The slot of a shard's keys, by what a server says.

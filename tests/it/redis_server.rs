@@ -114,6 +114,15 @@ impl RedisServer {
         }
     }
 
+    /// Asks the server to end (SIGTERM), and waits until it has.
+    pub(crate) fn shut_down(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let process = rustix::process::Pid::from_child(&child);
+            rustix::process::kill_process(process, rustix::process::Signal::TERM).unwrap();
+            child.wait().unwrap();
+        }
+    }
+
     /// Starts the server on the same port, empty unless its arguments say otherwise, after stopping it if it runs.
     pub(crate) async fn restart(&mut self) {
         self.stop();

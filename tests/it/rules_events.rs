@@ -4,9 +4,10 @@
 use std::time::Duration;
 
 use berth::{
+    epoch::Timing,
     event::{Interest, Interests},
     index::{
-        Batch, Write,
+        Batch, Shard, Write,
         facts::{self, DeliveryFact, EventFact, EventTarget},
     },
     outbox::{self, Checkpoint, Horizon},
@@ -20,7 +21,9 @@ use berth::{
 use bytes::Bytes;
 
 use crate::{
+    redis_server,
     rules_bench::{self as bench, Bench, kinds, on, push, reader, sha256},
+    s3_server,
     wrappers::How,
 };
 
@@ -48,9 +51,21 @@ pub(crate) async fn pending(bench: &Bench) -> Vec<EventFact> {
     members.iter().map(|(_, value)| facts::decode::<DeliveryFact>(value).unwrap().event).collect()
 }
 
+/// Takes over what earlier epochs left in some shards; how many events.
+async fn inherit(registry: &Registry, shards: impl IntoIterator<Item = Shard>) -> u64 {
+    let lease = registry.lease().await.unwrap();
+    let earlier = outbox::earlier(registry, &lease).await.unwrap();
+    let mut count = 0;
+    for shard in shards {
+        count += outbox::inherit(registry, &lease, shard, &hook(), &earlier).await.unwrap();
+    }
+    count
+}
+
 /// Delivers what may be delivered now, a page of two at a time.
 async fn deliver(registry: &Registry) -> Vec<EventFact> {
     let lease = registry.lease().await.unwrap();
+    inherit(registry, lease.names.shards()).await;
     let mut delivered = Vec::new();
     for shard in lease.names.shards() {
         let horizon = Horizon::look(&lease, shard).await.unwrap();
@@ -247,6 +262,74 @@ async fn a_lost_index_tells_again_what_no_checkpoint_covers() {
     let checkpoints = bench.store.list("checkpoints/hook/", None, 10).await.unwrap().objects;
     assert!(matches!(Key::parse(&checkpoints[0].0), Some(Key::Checkpoint { .. })), "{checkpoints:?}");
     assert_eq!(checkpoints.len(), 1, "older ones are removed");
+}
+
+/// Has one replica die amid the push of a manifest by its digest: its client got 201, and the index no commit.
+async fn push_without_commit(bench: &Bench, repository: &str, manifest: &Bytes) {
+    bench.probe.strike(How::HangBefore, |_, call| call.kind == "commit" && call.about.contains(":outbox:hook"));
+    tokio::select! {
+        _ = async { push(&on(&bench.a, repository).await, manifest, &[]).await } => panic!("it hangs"),
+        () = async { while !bench.probe.has_hung() { tokio::time::sleep(Duration::from_millis(2)).await } } => {}
+    }
+    bench.probe.spare();
+}
+
+/// What Redis had not told when it was restarted, by whatever signal, is told by the next epoch, and by the one after
+/// that: under the same ids, in its order, before what is new, though the shards are others by then.
+#[tokio::test]
+async fn a_restarted_redis_tells_what_it_had_not_told() {
+    let mut redis = redis_server::start_with(&["--appendonly", "yes", "--appendfsync", "always"]).await;
+    let bucket = s3_server::start().await;
+    let timing = Timing { lease: Duration::from_secs(1), ..bench::options().timing };
+    let mut expected = Vec::new();
+    for (round, shards) in [4, 4, 3].into_iter().enumerate() {
+        let bench = bench::over(&redis, &bucket, Options { shards, timing, ..bench::options() }).await;
+        listen(&bench).await;
+        if round == 1 {
+            // Part of it, and then it ends too.
+            inherit(&bench.a, [Shard(0), Shard(3)]).await;
+        }
+        let seed = format!("round {round}");
+        let one = bench.image("app", &seed).await;
+        let layer = format!("layer of {seed}");
+        bench.push("app", &one, &[]).await.unwrap();
+        bench.push("app", &one, &["v1"]).await.unwrap();
+        bench.repo("app").await.delete_tag(&"v1".parse().unwrap()).await.unwrap();
+        bench.blob("app", b"short-lived").await;
+        bench.repo("app").await.delete_blob(&sha256(b"short-lived")).await.unwrap();
+        let (target, source) = (bench.repo("other").await, bench.repo("app").await);
+        target.mount(&source, &sha256(layer.as_bytes())).await.unwrap().unwrap();
+        expected.extend([
+            blob("Push", format!("config of {seed}").as_bytes()),
+            blob("Push", layer.as_bytes()),
+            format!("Push {}", sha256(&one)),
+            pushes("v1", &one),
+            "Delete v1".to_owned(),
+            blob("Push", b"short-lived"),
+            blob("Delete", b"short-lived"),
+        ]);
+        if round == 2 {
+            let told = deliver(&bench.a).await;
+            let of = |name: &str| -> Vec<EventFact> {
+                told.iter().filter(|event| event.repository.as_str() == name).cloned().collect()
+            };
+            assert_eq!(lines(&of("app")), expected);
+            assert_eq!(of("other").len(), 3);
+            let late = of("late");
+            assert_eq!(late.iter().map(|event| event.target.is_some()).collect::<Vec<_>>(), [true; 6], "{late:?}");
+            assert_eq!(deliver(&bench.a).await, [] as [EventFact; 0], "none is left");
+            return;
+        }
+        let late = bench.image("late", &seed).await;
+        push_without_commit(&bench, "late", &late).await;
+        drop(bench);
+        if round == 0 {
+            redis.stop()
+        } else {
+            redis.shut_down()
+        }
+        redis.restart().await;
+    }
 }
 
 #[test]

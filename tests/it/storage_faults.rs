@@ -3,8 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use berth::storage::{
-    Key, StorageError, Store, read_small,
-    s3::{Patience, S3, S3Options},
+    Key, Patience, StorageError, Store, read_small,
+    s3::{S3, S3Options},
 };
 use bytes::Bytes;
 use futures_util::TryStreamExt;

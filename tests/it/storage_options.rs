@@ -15,8 +15,8 @@ use axum::{Router, extract::Request, response::IntoResponse};
 use berth::{
     outbound::Proxy,
     storage::{
-        Key, StorageError, Store, StoreTime,
-        s3::{AccessKey, Checksum, Egress, Encryption, S3, S3Options},
+        Egress, Key, StorageError, Store, StoreTime,
+        s3::{AccessKey, Checksum, Encryption, S3, S3Options},
     },
 };
 use bytes::Bytes;

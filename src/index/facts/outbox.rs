@@ -11,7 +11,7 @@ use super::{Names, Target};
 use crate::{
     index::Fact,
     oci::{Digest, RepositoryName, Tag},
-    storage::{StoreTime, key::EntryName},
+    storage::{Revision, StoreTime, key::EntryName},
 };
 
 /// What was done.
@@ -125,6 +125,11 @@ impl Names {
         Fact::new(self.outbox(endpoint), member)
     }
 
+    /// Present once this shard has what earlier epochs left for an endpoint.
+    pub fn inherited(&self, endpoint: &EntryName) -> Fact {
+        Fact::new(self.group("inherited"), endpoint.as_str())
+    }
+
     /// What was given up, under the same member: [`DeliveryFact`].
     pub fn dead(&self, endpoint: &EntryName) -> String {
         self.of("dead", endpoint)
@@ -134,6 +139,12 @@ impl Names {
     pub fn dead_letter(&self, endpoint: &EntryName, member: &str) -> Fact {
         Fact::new(self.dead(endpoint), member)
     }
+}
+
+/// The member of an event of an earlier epoch, which a revision's position stands for: before all events of this
+/// epoch, in the order of the changes, and the same whoever finds it, in an old outbox or in the bucket.
+pub fn inherited_member(revision: Revision, event: Ulid) -> String {
+    format!("{:016x}-{revision}-{event}", 0)
 }
 
 /// The member of the `place`th event of the change that drew `counter`.

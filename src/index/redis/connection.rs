@@ -270,7 +270,7 @@ impl Connection {
             {
                 tracing::warn!(
                     server = link.name(),
-                    "Redis keeps nothing on its disk (save \"\", appendonly no): after a restart the index is filled from the bucket again, and where all replicas restart with it that takes `berth index rebuild`"
+                    "Redis keeps nothing on its disk (save \"\", appendonly no): after a restart the index is filled from the bucket again, and where all replicas restart with it that takes `berth index take`"
                 );
                 return;
             }

@@ -11,7 +11,7 @@ use object_store::CredentialProvider;
 use ulid::Ulid;
 
 use super::{
-    super::{Key, StorageError, Store, s3::fault::code_in},
+    super::{Key, StorageError, Store, remote::code_in},
     Azure,
     fault::{Fault, Refusal},
     identity::Identity,

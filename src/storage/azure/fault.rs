@@ -5,7 +5,7 @@
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 
-use super::super::{StorageError, s3::fault::code_in};
+use super::super::{StorageError, remote::code_in};
 use crate::outbound::on_one_line;
 
 /// Why a request got no answer that is a success.

@@ -20,7 +20,7 @@ use super::{
     super::{
         StorageError,
         kept::{Kept, Source},
-        s3::transport::Transport,
+        remote::Transport,
     },
     options::{Asks, AzureOptions},
     sas::AccountKey,

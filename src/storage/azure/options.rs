@@ -5,7 +5,7 @@
 
 use std::{env, fmt, path::PathBuf};
 
-use super::super::s3::{Egress, Patience};
+use super::super::remote::{Egress, Patience};
 use crate::config::{self, Config, Text, UrlStart};
 
 /// The end of a storage account's name in Azure's public cloud.

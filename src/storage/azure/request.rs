@@ -16,16 +16,13 @@ use object_store::{
 use super::{
     super::{
         StoreTime,
-        s3::{fault::pause_before, transport::Transport},
+        remote::{RETRIES, Transport, pause_before},
     },
     fault::{Fault, Refusal},
     identity::Identity,
     sas::escape,
 };
 use crate::outbound::text_of;
-
-/// How often a request that may be repeated is tried again, each time after a random and longer while.
-const RETRIES: usize = 4;
 
 /// The version of the service that is spoken. The library's own requests name it as well.
 const VERSION: &str = "2023-11-03";

@@ -9,7 +9,7 @@ use futures_util::TryStreamExt;
 use http::{Method, StatusCode};
 use ulid::Ulid;
 
-use super::{super::s3::fault::code_in, Gcs, Key, Signer, StorageError, Store, requests::Failure};
+use super::{super::remote::code_in, Gcs, Key, Signer, StorageError, Store, requests::Failure};
 
 /// What the probe holds.
 const PROBE: &[u8] = b"Berth wrote this to see whether it may, and can remove it.";

@@ -7,7 +7,7 @@ use object_store::client::HttpRequestBody;
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::{
-    super::s3::{fault::pause_before, transport::Transport},
+    super::remote::{Transport, pause_before},
     signing::escaped,
 };
 use crate::outbound::{on_one_line, text_of};

@@ -4,7 +4,7 @@
 
 use std::fmt;
 
-use super::super::s3::{Egress, Patience};
+use super::super::remote::{Egress, Patience};
 use crate::config::{Config, Site, Text};
 
 /// Where the bucket is, and who asks.

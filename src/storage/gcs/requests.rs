@@ -14,10 +14,10 @@ use serde::Deserialize;
 use tokio::time::Instant;
 
 use super::{
-    Gcs, Key, MultipartId, Page, RETRIES, Signer, Stat, StorageError, Store, StoreTime, Unfinished, UnfinishedPage,
+    super::remote::{RETRIES, pause_before},
+    Gcs, Key, MultipartId, Page, Signer, Stat, StorageError, Store, StoreTime, Unfinished, UnfinishedPage,
     credentials::bearer,
     exchange::said,
-    pause_before,
     signing::{escaped, object_path},
 };
 use crate::outbound::text_of;

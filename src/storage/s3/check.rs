@@ -13,7 +13,8 @@ use futures_util::TryStreamExt;
 use ulid::Ulid;
 
 use super::{
-    Encryption, Key, MultipartId, S3, StorageError, Store, StoreTime, Unfinished, UnfinishedPage, fault::code_in,
+    super::remote::code_in, Encryption, Key, MultipartId, S3, StorageError, Store, StoreTime, Unfinished,
+    UnfinishedPage,
 };
 use crate::outbound::{on_one_line, text_of};
 

@@ -22,7 +22,7 @@ use aws_types::service_config::ServiceConfigKey;
 use bytes::Bytes;
 use object_store::client::{HttpError, HttpErrorKind, HttpRequestBody};
 
-use super::{StorageError, credentials::Credentials, options::S3Options, transport::Transport};
+use super::{StorageError, Transport, credentials::Credentials, options::S3Options};
 use crate::outbound::text_of;
 
 /// What is used where nobody says a region: stores that are not Amazon's take it as well.

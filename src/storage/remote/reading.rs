@@ -10,7 +10,7 @@ use futures_util::{StreamExt, stream::BoxStream};
 use object_store::{GetOptions, GetRange, ObjectStore, path::Path};
 
 use super::{
-    ByteStream, StorageError,
+    super::{ByteStream, StorageError},
     fault::{explain, pause_before},
 };
 

@@ -29,9 +29,9 @@ use object_store::{
 use tokio::time::{Instant, Sleep};
 
 use super::{
-    StorageError,
+    super::StorageError,
     clock::{Clock, uptime},
-    options::{Egress, Patience},
+    egress::{Egress, Patience},
     pace::Pace,
 };
 use crate::outbound::{self, text_of};

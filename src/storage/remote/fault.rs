@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::StorageError;
+use super::super::StorageError;
 use crate::outbound::text_of;
 
 /// Names a failure. Only some of S3's codes have an error of their own in the library; the rest are in the
