@@ -99,8 +99,8 @@ pub(crate) struct Setting {
     /// How many requests arrive in a second, where the rate is fixed.
     pub(crate) rate: f64,
     pub(crate) noise: Arc<Noise>,
-    /// The images of the mix, the same in every round.
-    images: Arc<mix::Images>,
+    /// The images of the mix, the same in every round, once they are needed.
+    images: Arc<OnceLock<mix::Images>>,
     /// The digests of the round's two large blobs, which take a second each.
     digests: [OnceLock<String>; 2],
 }
@@ -108,8 +108,12 @@ pub(crate) struct Setting {
 impl Setting {
     /// That of the first round.
     pub(crate) fn new(span: Duration, rate: f64) -> Self {
-        let (noise, images) = (Arc::new(Noise::new()), Arc::new(mix::Images::new()));
+        let (noise, images) = (Arc::new(Noise::new()), Arc::default());
         Self { round: 0, span, rate, noise, images, digests: [const { OnceLock::new() }; 2] }
+    }
+
+    fn images(&self) -> &mix::Images {
+        self.images.get_or_init(mix::Images::new)
     }
 
     /// That of another round.
@@ -172,8 +176,8 @@ impl Workload {
         let requests = match self.1 {
             Task::Read(read) => return reads::requests(server, read).await,
             Task::ByTagAtRate => reads::by_tag(server).await?,
-            Task::HeadStorm => mix::storm(server, &setting.images).await?,
-            Task::Mix | Task::MixAtRate => mix::requests(server, &setting.images).await?,
+            Task::HeadStorm => mix::storm(server, setting.images()).await?,
+            Task::Mix | Task::MixAtRate => mix::requests(server, setting.images()).await?,
             Task::Tags(count) => lists::tags(server, count).await?,
             Task::Catalog(count) => lists::catalog(server, count).await?,
             Task::Push(_) | Task::Large(_) | Task::ColdStart | Task::Idle | Task::Active => return Ok(None),
