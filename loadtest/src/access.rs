@@ -10,8 +10,10 @@ use tokio::task::JoinSet;
 
 use crate::{
     client::{Client, authorized, request},
+    latency::Latencies,
     load::{self, Meter, Spent},
     report::Range,
+    requests::Requests,
     server::{Product, Server},
     workload::{self, CONNECTIONS, REPOSITORY},
 };
@@ -114,9 +116,10 @@ impl Bench {
     }
 
     async fn repeat(&self, request: Vec<u8>) -> Result<Figure> {
-        let clients = load::connect(self.server.address, CONNECTIONS, &request).await?;
-        let (latencies, spent, _) = load::repeat(clients, request, self.span, self.server.pid).await?;
-        Ok(figure(&spent, latencies))
+        let requests = Requests::from(request);
+        let clients = load::connect(self.server.address, CONNECTIONS, &requests).await?;
+        let (latencies, spent, _) = load::repeat(clients, requests, self.span, self.server.pid).await?;
+        Ok(figure(&spent, &latencies))
     }
 
     /// Shows each of many tokens once.
@@ -139,7 +142,7 @@ impl Bench {
         while let Some(done) = tasks.join_next().await {
             latencies.extend(done??);
         }
-        Ok(figure(&meter.stop().await?, latencies))
+        Ok(figure(&meter.stop().await?, &latencies.into_iter().collect()))
     }
 }
 
@@ -148,8 +151,8 @@ async fn token(client: &mut Client, request: &[u8]) -> Result<String> {
     Ok(answer["token"].as_str().context("an answer without a token")?.to_owned())
 }
 
-fn figure(spent: &Spent, mut latencies: Vec<u32>) -> Figure {
-    let figures = spent.per_operation(&mut latencies, "cpu_us", 1e6);
+fn figure(spent: &Spent, latencies: &Latencies) -> Figure {
+    let figures = spent.per_operation(latencies, "cpu_us", 1e6);
     (figures["cpu_us"], figures["p50_ms"])
 }
 

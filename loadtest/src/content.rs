@@ -5,6 +5,8 @@ use std::{fs::File, io::Write, path::Path};
 use anyhow::Result;
 use sha2::{Digest, Sha256};
 
+use crate::random::Random;
+
 /// The size of the large blob, in bytes.
 pub(crate) const LARGE: u64 = 1 << 30;
 
@@ -22,9 +24,12 @@ pub(crate) struct Noise(Vec<u8>);
 impl Noise {
     /// The one noise that there is.
     pub(crate) fn new() -> Self {
-        let mut state = 0x6265_7274_685f_6c74;
-        let words = std::iter::repeat_with(|| next(&mut state)).take(NOISE / 8);
-        Self(words.flat_map(u64::to_le_bytes).collect())
+        Self(bytes(&mut Random::new(0x6265_7274_685f_6c74), NOISE))
+    }
+
+    /// A part of it, in MiB, of which it has 16.
+    pub(crate) fn mebibytes(&self, from: usize, count: usize) -> &[u8] {
+        &self.0[from << 20..(from + count) << 20]
     }
 
     /// The large blob in pieces: noise, over and over, behind 8 bytes that only this `number` has.
@@ -40,13 +45,9 @@ impl Noise {
     }
 }
 
-/// splitmix64, which needs no crate.
-fn next(state: &mut u64) -> u64 {
-    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let mut word = *state;
-    word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    word ^ (word >> 31)
+/// So many bytes, a multiple of 8.
+fn bytes(random: &mut Random, count: usize) -> Vec<u8> {
+    std::iter::repeat_with(|| random.word()).take(count / 8).flat_map(u64::to_le_bytes).collect()
 }
 
 /// A digest as registries write it.
@@ -57,7 +58,7 @@ pub(crate) fn digest<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> String {
     format!("sha256:{hex}")
 }
 
-/// An image of one small layer.
+/// An image of one layer.
 #[derive(Debug)]
 pub(crate) struct Image {
     pub(crate) config: Vec<u8>,
@@ -66,29 +67,42 @@ pub(crate) struct Image {
 }
 
 impl Image {
-    /// The image of a number: every other number's differs in all three parts.
+    /// The image of a number, with a layer of 1 KiB: every other number's differs in all three parts.
     pub(crate) fn new(number: u64) -> Self {
-        let mut state = number;
-        let layer: Vec<u8> = std::iter::repeat_with(|| next(&mut state)).take(128).flat_map(u64::to_le_bytes).collect();
+        Self::sized(number, 1024)
+    }
+
+    /// The same with a layer of so many bytes, a multiple of 8.
+    pub(crate) fn sized(number: u64, size: usize) -> Self {
+        let layer = bytes(&mut Random::new(number), size);
         let config = serde_json::json!({
             "architecture": "amd64", "os": "linux", "config": { "Env": [format!("NUMBER={number}")] },
             "rootfs": { "type": "layers", "diff_ids": [digest([&layer[..]])] },
         });
         let config = config.to_string().into_bytes();
-        let manifest = serde_json::json!({
-            "schemaVersion": 2,
-            "mediaType": MANIFEST,
-            "config": {
-                "mediaType": "application/vnd.oci.image.config.v1+json",
-                "digest": digest([&config[..]]), "size": config.len(),
-            },
-            "layers": [{
-                "mediaType": "application/vnd.oci.image.layer.v1.tar",
-                "digest": digest([&layer[..]]), "size": layer.len(),
-            }],
-        });
-        Self { config, layer, manifest: manifest.to_string().into_bytes() }
+        let manifest = manifest(&config, &[&layer]);
+        Self { config, layer, manifest }
     }
+
+    /// The image's manifest with a note that makes it another one.
+    pub(crate) fn noted(&self, number: u64) -> Result<Vec<u8>> {
+        let mut manifest: serde_json::Value = serde_json::from_slice(&self.manifest)?;
+        manifest["annotations"] = serde_json::json!({ "number": number.to_string() });
+        Ok(serde_json::to_vec(&manifest)?)
+    }
+}
+
+/// The manifest of an image.
+pub(crate) fn manifest(config: &[u8], layers: &[&[u8]]) -> Vec<u8> {
+    let descriptor = |media_type: &str, bytes: &[u8]| serde_json::json!({ "mediaType": media_type, "digest": digest([bytes]), "size": bytes.len() });
+    let layer = |layer: &&[u8]| descriptor("application/vnd.oci.image.layer.v1.tar", layer);
+    let manifest = serde_json::json!({
+        "schemaVersion": 2,
+        "mediaType": MANIFEST,
+        "config": descriptor("application/vnd.oci.image.config.v1+json", config),
+        "layers": layers.iter().map(layer).collect::<Vec<_>>(),
+    });
+    manifest.to_string().into_bytes()
 }
 
 /// Writes and removes as much as all servers of a round will. A virtual machine gets its memory from the host

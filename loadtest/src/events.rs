@@ -26,7 +26,8 @@ use tokio::{
 use crate::{
     client::Client,
     content::{Image, MANIFEST, digest},
-    load::{Meter, microseconds},
+    latency::Recorder,
+    load::Meter,
     report::Range,
     server::{Product, Server, free_address},
     workload::{CONNECTIONS, begin_upload, created},
@@ -130,18 +131,19 @@ impl Bench {
         let heard = endpoint.heard.load(SeqCst);
         let meter = Meter::start(self.server.pid)?;
         let until = Instant::now() + span;
-        let mut tasks = JoinSet::new();
+        let (mut tasks, recorder) = (JoinSet::new(), Recorder::new());
         for number in 0..load {
-            tasks.spawn(push_manifests(self.server.address, repository(number), Arc::clone(&self.next), until));
+            let (address, next, recorder) = (self.server.address, Arc::clone(&self.next), recorder.clone());
+            tasks.spawn(push_manifests(address, repository(number), next, until, recorder));
         }
-        let mut latencies = Vec::new();
         while let Some(done) = tasks.join_next().await {
-            latencies.extend(done??);
+            done??;
         }
-        while self.told == Told::Somebody && endpoint.heard.load(SeqCst) < heard + latencies.len() as u64 {
+        let latencies = recorder.take();
+        while self.told == Told::Somebody && endpoint.heard.load(SeqCst) < heard + latencies.count() {
             sleep(Duration::from_millis(10)).await;
         }
-        let figures = meter.stop().await?.per_operation(&mut latencies, "cpu_us", 1e6);
+        let figures = meter.stop().await?.per_operation(&latencies, "cpu_us", 1e6);
         Ok((figures["cpu_us"], figures["p50_ms"]))
     }
 }
@@ -150,25 +152,24 @@ fn repository(number: usize) -> String {
     format!("bench/{number}/image")
 }
 
-/// New manifests of the same blobs, each under a tag of its own; with the latencies in microseconds.
+/// New manifests of the same blobs, each under a tag of its own.
 async fn push_manifests(
     address: SocketAddr,
     repository: String,
     next: Arc<AtomicU64>,
     until: Instant,
-) -> Result<Vec<u32>> {
+    recorder: Recorder,
+) -> Result<()> {
     let mut client = Client::connect(address).await?;
-    let mut manifest: serde_json::Value = serde_json::from_slice(&Image::new(0).manifest)?;
-    let mut latencies = Vec::new();
+    let image = Image::new(0);
     while Instant::now() < until {
         let number = next.fetch_add(1, SeqCst);
-        manifest["annotations"] = serde_json::json!({ "number": number.to_string() });
-        let (target, body) = (format!("/v2/{repository}/manifests/v{number}"), manifest.to_string());
+        let (target, body) = (format!("/v2/{repository}/manifests/v{number}"), image.noted(number)?);
         let started = Instant::now();
-        created(&client.send("PUT", &target, MANIFEST, body.as_bytes()).await?)?;
-        latencies.push(microseconds(started));
+        created(&client.send("PUT", &target, MANIFEST, &body).await?)?;
+        recorder.record(started.elapsed());
     }
-    Ok(latencies)
+    Ok(())
 }
 
 /// Who takes all events: on a thread of its own, so that nobody who pushes waits for it.

@@ -1,4 +1,6 @@
-//! Many connections that do one thing over and over, and what that cost.
+//! Many connections that ask over and over, each as soon as it was answered, and what that cost.
+//!
+//! Such a load is as fast as the server; one that arrives at a fixed rate is in `open`.
 
 use std::{
     collections::BTreeMap,
@@ -10,7 +12,12 @@ use std::{
 use anyhow::{Result, ensure};
 use tokio::{task::JoinSet, time::sleep};
 
-use crate::{client::Client, proc};
+use crate::{
+    client::Client,
+    latency::{Latencies, Recorder},
+    proc,
+    requests::Requests,
+};
 
 /// What a server gets after a load to finish what it does behind its answers (logs, its collector of garbage),
 /// before its CPU time is read.
@@ -69,105 +76,80 @@ impl Spent {
     }
 
     /// The figures of many operations. `scale` is what the CPU time of one is multiplied by, for its unit.
-    pub(crate) fn per_operation(&self, latencies: &mut [u32], cpu: &'static str, scale: f64) -> Figures {
-        latencies.sort_unstable();
+    pub(crate) fn per_operation(&self, latencies: &Latencies, cpu: &'static str, scale: f64) -> Figures {
         let mut figures = self.circumstances();
-        figures.insert(cpu, self.server / latencies.len().max(1) as f64 * scale);
-        figures.insert("per_second", latencies.len() as f64 / self.seconds);
-        figures.insert("p50_ms", percentile(latencies, 0.5));
-        figures.insert("p99_ms", percentile(latencies, 0.99));
-        figures.insert("max_ms", percentile(latencies, 1.0));
+        latencies.describe(&mut figures);
+        figures.insert(cpu, self.server / latencies.count().max(1) as f64 * scale);
+        figures.insert("per_second", latencies.count() as f64 / self.seconds);
         figures
     }
 }
 
-/// A percentile of sorted latencies in microseconds, in milliseconds. All latencies are kept, so it is exact.
-pub(crate) fn percentile(sorted: &[u32], share: f64) -> f64 {
-    let place = (sorted.len() as f64 * share).ceil() as usize;
-    sorted.get(place.saturating_sub(1)).map_or(0.0, |&microseconds| f64::from(microseconds) / 1000.0)
-}
-
-/// The time since `started` in microseconds, as latencies are kept.
-pub(crate) fn microseconds(started: Instant) -> u32 {
-    u32::try_from(started.elapsed().as_micros()).unwrap_or(u32::MAX)
-}
-
 /// Opens connections, and makes one request on each, so that the server has them for good.
-pub(crate) async fn connect(address: SocketAddr, connections: usize, request: &[u8]) -> Result<Vec<Client>> {
+pub(crate) async fn connect(address: SocketAddr, connections: usize, requests: &Requests) -> Result<Vec<Client>> {
     let mut clients = Vec::with_capacity(connections);
     for _ in 0..connections {
         let mut client = Client::connect(address).await?;
-        ensure!(client.exchange(request).await?.status == 200, "the first request on a connection failed");
+        requests.first().make(&mut client).await?;
         clients.push(client);
     }
     Ok(clients)
 }
 
-/// Repeats one request on all connections: once to warm up, then for `span`, with its latencies in microseconds.
+/// Asks on all connections: once to warm up, then for `span`.
 pub(crate) async fn repeat(
     clients: Vec<Client>,
-    request: Vec<u8>,
+    requests: impl Into<Requests>,
     span: Duration,
     pid: u32,
-) -> Result<(Vec<u32>, Spent, Vec<Client>)> {
-    let request: Arc<[u8]> = request.into();
-    let (_, clients) = all(clients, &request, WARM_UP).await?;
+) -> Result<(Latencies, Spent, Vec<Client>)> {
+    let requests = Arc::new(requests.into());
+    let (_, clients) = all(clients, &requests, WARM_UP).await?;
     let meter = Meter::start(pid)?;
-    let (latencies, clients) = all(clients, &request, span).await?;
+    let (latencies, clients) = all(clients, &requests, span).await?;
     Ok((latencies, meter.stop().await?, clients))
 }
 
-async fn all(clients: Vec<Client>, request: &Arc<[u8]>, span: Duration) -> Result<(Vec<u32>, Vec<Client>)> {
-    let until = Instant::now() + span;
+async fn all(clients: Vec<Client>, requests: &Arc<Requests>, span: Duration) -> Result<(Latencies, Vec<Client>)> {
+    let (until, recorder) = (Instant::now() + span, Recorder::new());
     let mut tasks = JoinSet::new();
     let connections = clients.len();
-    for client in clients {
-        tasks.spawn(one(client, Arc::clone(request), until));
+    for (number, client) in clients.into_iter().enumerate() {
+        tasks.spawn(one(client, number, Arc::clone(requests), until, recorder.clone()));
     }
-    let (mut latencies, mut clients) = (Vec::new(), Vec::with_capacity(connections));
+    let mut clients = Vec::with_capacity(connections);
     while let Some(done) = tasks.join_next().await {
-        let (some, client) = done??;
-        latencies.extend(some);
-        clients.push(client);
+        clients.push(done??);
     }
-    Ok((latencies, clients))
+    Ok((recorder.take(), clients))
 }
 
-async fn one(mut client: Client, request: Arc<[u8]>, until: Instant) -> Result<(Vec<u32>, Client)> {
-    let mut latencies = Vec::new();
-    loop {
+async fn one(
+    mut client: Client,
+    number: usize,
+    requests: Arc<Requests>,
+    until: Instant,
+    recorder: Recorder,
+) -> Result<Client> {
+    for request in requests.walk(number) {
         let started = Instant::now();
         if started >= until {
-            return Ok((latencies, client));
+            break;
         }
-        let status = client.exchange(&request).await?.status;
-        ensure!(status == 200, "the answer was {status}");
-        latencies.push(microseconds(started));
+        request.make(&mut client).await?;
+        recorder.record(started.elapsed());
     }
+    Ok(client)
 }
 
-/// Makes each of these requests once, with their latencies in microseconds.
-pub(crate) async fn each_once(mut client: Client, requests: Vec<Vec<u8>>) -> Result<Vec<u32>> {
+/// Makes each of these requests once, and gives back how long each took.
+pub(crate) async fn each_once(mut client: Client, requests: Vec<Vec<u8>>) -> Result<Vec<Duration>> {
     let mut latencies = Vec::with_capacity(requests.len());
     for request in requests {
         let started = Instant::now();
         let status = client.exchange(&request).await?.status;
         ensure!(status == 200, "the answer was {status}");
-        latencies.push(microseconds(started));
+        latencies.push(started.elapsed());
     }
     Ok(latencies)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn percentiles_are_of_what_was_seen() {
-        let sorted: Vec<u32> = (1..=200).map(|place| place * 1000).collect();
-        assert_eq!(percentile(&sorted, 0.5), 100.0);
-        assert_eq!(percentile(&sorted, 0.99), 198.0);
-        assert_eq!(percentile(&sorted, 1.0), 200.0);
-        assert_eq!(percentile(&[], 0.5), 0.0);
-    }
 }

@@ -2,7 +2,7 @@
 //!
 //! It must not ask a server anything: a number that the measured program computes is no measurement of it.
 
-use std::fs;
+use std::{fs, os::unix::fs::MetadataExt, path::Path};
 
 use anyhow::{Context, Result};
 
@@ -62,6 +62,22 @@ fn mebibytes(status: &str, name: &str) -> Option<f64> {
     let line = status.lines().find_map(|line| line.strip_prefix(name))?;
     let kibibytes: f64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
     Some(kibibytes / 1024.0)
+}
+
+/// What the files below a directory take on the disk, in bytes. What is removed meanwhile doesn't count.
+pub(crate) fn disk_bytes(directory: &Path) -> u64 {
+    let Ok(entries) = fs::read_dir(directory) else { return 0 };
+    let bytes = entries.flatten().map(|entry| match entry.metadata() {
+        Ok(found) if found.is_dir() => disk_bytes_of(&found) + disk_bytes(&entry.path()),
+        Ok(found) => disk_bytes_of(&found),
+        Err(_) => 0,
+    });
+    bytes.sum()
+}
+
+/// What one file takes, in bytes. The system counts in blocks of 512, whatever the file system's own are.
+pub(crate) fn disk_bytes_of(file: &fs::Metadata) -> u64 {
+    file.blocks() * 512
 }
 
 /// How many tasks ran or wanted to, averaged over the last minute.

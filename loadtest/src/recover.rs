@@ -22,7 +22,7 @@ use tokio::{
 use crate::{
     client::{Client, request},
     content::{Image, MANIFEST, digest},
-    load::{microseconds, percentile},
+    latency::{Latencies, Recorder},
     proc,
     server::{Product, Server, free_address},
     workload::{CONNECTIONS, begin_upload, created},
@@ -205,7 +205,7 @@ async fn fill_one(client: &mut Client, repository: &str, manifests: u64, tags: u
         created(&client.send("PUT", &target, "application/octet-stream", blob).await?)?;
     }
     for number in 0..manifests {
-        let bytes = noted(&image, number)?;
+        let bytes = image.noted(number)?;
         let names: Vec<String> = (0..tags).map(|tag| format!("tag=m{number}-{tag}")).collect();
         let target = format!("/v2/{repository}/manifests/{}?{}", digest([&bytes[..]]), names.join("&"));
         created(&client.send("PUT", &target, MANIFEST, &bytes).await?)?;
@@ -213,31 +213,24 @@ async fn fill_one(client: &mut Client, repository: &str, manifests: u64, tags: u
     Ok(())
 }
 
-/// The image's manifest with a note that makes it another one.
-fn noted(image: &Image, number: u64) -> Result<Vec<u8>> {
-    let mut manifest: serde_json::Value = serde_json::from_slice(&image.manifest)?;
-    manifest["annotations"] = serde_json::json!({ "number": number.to_string() });
-    Ok(serde_json::to_vec(&manifest)?)
-}
-
-/// The latencies of pulls, in microseconds.
-struct Pulls(Vec<u32>);
+/// The latencies of pulls.
+struct Pulls(Latencies);
 
 impl Pulls {
     fn text(&self) -> String {
-        let milliseconds = |share| percentile(&self.0, share);
-        format!("{:.2} ms, {:.2} ms ({} pulls)", milliseconds(0.5), milliseconds(0.99), self.0.len())
+        let milliseconds = |share| self.0.percentile(share);
+        format!("{:.2} ms, {:.2} ms ({} pulls)", milliseconds(0.5), milliseconds(0.99), self.0.count())
     }
 }
 
 /// Pulls one tag after the other, every client in repositories of its own, until then. Each must be answered.
 async fn pulls(address: SocketAddr, options: &Options, until: Instant) -> Result<Pulls> {
-    let mut tasks = JoinSet::new();
+    let (mut tasks, recorder) = (JoinSet::new(), Recorder::new());
     for client in 0..CONNECTIONS as u64 {
         let (repositories, manifests) = (options.repositories, options.manifests);
+        let recorder = recorder.clone();
         tasks.spawn(async move {
             let mut connection = Client::connect(address).await?;
-            let mut latencies = Vec::new();
             for pull in 0.. {
                 if Instant::now() >= until {
                     break;
@@ -248,19 +241,17 @@ async fn pulls(address: SocketAddr, options: &Options, until: Instant) -> Result
                 let began = Instant::now();
                 let status = connection.exchange(request(address, "GET", &target, "", 0).as_bytes()).await?.status;
                 ensure!(status == 200, "a pull was answered by {status}");
-                latencies.push(microseconds(began));
+                recorder.record(began.elapsed());
                 // Not as fast as possible: what is asked is how long one takes.
                 sleep(Duration::from_millis(20)).await;
             }
-            anyhow::Ok(latencies)
+            anyhow::Ok(())
         });
     }
-    let mut latencies = Vec::new();
     while let Some(done) = tasks.join_next().await {
-        latencies.extend(done??);
+        done??;
     }
-    latencies.sort_unstable();
-    Ok(Pulls(latencies))
+    Ok(Pulls(recorder.take()))
 }
 
 /// How long after `lost` a push is acknowledged again, in seconds: the first that began after one was refused.
@@ -268,7 +259,7 @@ async fn first_push(address: SocketAddr, lost: Instant) -> Result<f64> {
     let image = Image::new(0);
     let mut was_refused = false;
     for number in 0.. {
-        let bytes = noted(&image, 1 << 32 | number)?;
+        let bytes = image.noted(1 << 32 | number)?;
         let target = format!("/v2/{}/manifests/pushed-{number}", repository(0));
         let mut client = Client::connect(address).await?;
         let answer = client.send("PUT", &target, MANIFEST, &bytes).await;

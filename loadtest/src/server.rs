@@ -5,19 +5,23 @@ use std::{
     net::{SocketAddr, TcpListener},
     path::{Path, PathBuf},
     process::{Command as Blocking, Stdio},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use tokio::{
     process::{Child, Command},
     time::sleep,
 };
 
-use crate::{client::Client, load::Figures, proc, report::Sample};
+use crate::{client::Client, description::Description, load::Figures, login::Login, proc, report::Sample};
 
-/// The version of CNCF Distribution that Berth is measured against.
-const DISTRIBUTION: &str = "v3.1.1";
+/// Berth's own description.
+const BERTH: &str = include_str!("../servers/berth.toml");
+
+/// The name that it has there: goals are its.
+pub(crate) const BERTH_NAME: &str = "Berth";
 
 /// Where what is installed for this goes.
 const TOOLS: &str = "target/tools";
@@ -28,21 +32,14 @@ const START: Duration = Duration::from_secs(20);
 /// How long after its first answer a server counts as idle.
 const IDLE: Duration = Duration::from_secs(1);
 
-/// Which registry a product is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
-    Berth,
-    Distribution,
-}
-
 /// A registry that can be started.
 #[derive(Clone, Debug)]
 pub(crate) struct Product {
-    kind: Kind,
+    description: Description,
     binary: PathBuf,
     /// What the binary says of itself.
     pub(crate) version: String,
-    /// Settings beside the defaults, as environment variables.
+    /// Settings beside the description's, as environment variables.
     settings: Vec<(String, String)>,
 }
 
@@ -50,31 +47,35 @@ impl Product {
     /// Berth's release binary.
     pub(crate) fn berth(binary: &Path) -> Result<Self> {
         ensure!(binary.exists(), "{} is missing: run `cargo build --release`", binary.display());
-        Self::new(Kind::Berth, binary.to_owned())
+        Self::new(Description::parse(BERTH)?, std::path::absolute(binary)?)
     }
 
-    /// CNCF Distribution, installed by Go where it isn't there yet.
-    pub(crate) fn distribution(binary: Option<&Path>) -> Result<Self> {
-        if let Some(binary) = binary {
-            return Self::new(Kind::Distribution, binary.to_owned());
+    /// What a file describes, installed where it isn't there yet. Where it is a Berth, `berth` is its binary.
+    pub(crate) fn described(path: &Path, berth: &Path) -> Result<Self> {
+        let description = Description::read(path)?;
+        if description.name.starts_with(BERTH_NAME) {
+            ensure!(berth.exists(), "{} is missing: run `cargo build --release`", berth.display());
+            return Self::new(description, std::path::absolute(berth)?);
         }
-        let tools = std::path::absolute(TOOLS)?;
-        let binary = tools.join("registry");
-        if !binary.exists() {
-            let package = format!("github.com/distribution/distribution/v3/cmd/registry@{DISTRIBUTION}");
-            eprintln!("installing {package}");
-            let go = Blocking::new("go").args(["install", &package]).env("GOBIN", &tools).status();
-            ensure!(go.context("Go is needed to install Distribution")?.success(), "go install failed");
-        }
-        Self::new(Kind::Distribution, binary)
+        let binary = match locate(&description.command[0]) {
+            Ok(binary) => binary,
+            Err(missing) if description.install.is_empty() => return Err(missing),
+            Err(_) => {
+                install(&description.install)?;
+                locate(&description.command[0])?
+            }
+        };
+        Self::new(description, binary)
     }
 
-    fn new(kind: Kind, binary: PathBuf) -> Result<Self> {
-        let output = Blocking::new(&binary).arg("--version").output();
+    fn new(description: Description, binary: PathBuf) -> Result<Self> {
+        let output = Blocking::new(&binary).args(&description.version).output();
         let output = output.with_context(|| format!("{} can't be run", binary.display()))?;
-        let text = String::from_utf8(output.stdout)?;
+        // Some say it on one, some on the other.
+        let text = [output.stdout, output.stderr].concat();
+        let text = String::from_utf8_lossy(&text);
         let version = text.split_whitespace().last().unwrap_or_default().trim_end_matches("+unknown").to_owned();
-        Ok(Self { kind, binary: std::path::absolute(binary)?, version, settings: Vec::new() })
+        Ok(Self { description, binary, version, settings: Vec::new() })
     }
 
     /// The same, with settings.
@@ -83,12 +84,21 @@ impl Product {
         self
     }
 
+    /// The same under another name.
+    pub(crate) fn named(mut self, name: &str) -> Self {
+        name.clone_into(&mut self.description.name);
+        self
+    }
+
     /// What the report calls it.
-    pub(crate) fn name(&self) -> &'static str {
-        match self.kind {
-            Kind::Berth => "Berth",
-            Kind::Distribution => "Distribution",
-        }
+    pub(crate) fn name(&self) -> &str {
+        &self.description.name
+    }
+
+    /// Whether it takes part in a workload.
+    pub(crate) fn takes(&self, workload: &str) -> bool {
+        let only = &self.description.only;
+        only.is_empty() || only.iter().any(|part| workload.contains(part.as_str()))
     }
 
     /// The size of the binary, in bytes.
@@ -96,25 +106,11 @@ impl Product {
         Ok(fs::metadata(&self.binary)?.len())
     }
 
-    /// The command that serves `directory` at `address`, with every default but where its data is and where it
-    /// listens: access log on, fsync on. (Distribution's delete is on as Berth's is; its image turns traces off,
-    /// so they are off here.)
+    /// The command that serves `directory` at `address`.
     fn command(&self, directory: &Path, address: SocketAddr) -> Result<Command> {
+        let filled = self.description.fill(directory, address, free_address()?)?;
         let mut command = Command::new(&self.binary);
-        command.env_clear();
-        match self.kind {
-            Kind::Berth => {
-                command.arg("serve");
-                command.env("BERTH_SERVER__LISTEN", address.to_string());
-                command.env("BERTH_ADMIN__LISTEN", free_address()?.to_string());
-                command.env("BERTH_STORAGE__URL", format!("file:{}", directory.join("data").display()));
-            }
-            Kind::Distribution => {
-                let config = directory.join("config.yml");
-                fs::write(&config, distribution_config(&directory.join("data"), address))?;
-                command.arg("serve").arg(config).env("OTEL_TRACES_EXPORTER", "none");
-            }
-        }
+        command.env_clear().args(filled.arguments).envs(filled.environment);
         command.envs(self.settings.iter().map(|(key, value)| (key, value)));
         let log = File::create(directory.join("log"))?;
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).kill_on_drop(true);
@@ -122,14 +118,25 @@ impl Product {
     }
 }
 
-fn distribution_config(data: &Path, address: SocketAddr) -> String {
-    let data = data.display();
-    format!(
-        "version: 0.1\n\
-         log:\n  accesslog:\n    disabled: false\n  level: info\n\
-         storage:\n  filesystem:\n    rootdirectory: {data}\n  delete:\n    enabled: true\n\
-         http:\n  addr: {address}\n"
-    )
+/// Where a program is: at a path, or else where the shell would find it.
+fn locate(program: &str) -> Result<PathBuf> {
+    if program.contains('/') {
+        ensure!(Path::new(program).exists(), "{program} is missing");
+        return Ok(std::path::absolute(program)?);
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path).map(|directory| directory.join(program)).find(|path| path.is_file());
+    found.with_context(|| format!("{program} is not on the PATH"))
+}
+
+fn install(command: &[String]) -> Result<()> {
+    let tools = std::path::absolute(TOOLS)?.display().to_string();
+    let command: Vec<String> = command.iter().map(|part| part.replace("{tools}", &tools)).collect();
+    let Some((program, arguments)) = command.split_first() else { bail!("nothing to install with") };
+    eprintln!("{}", command.join(" "));
+    let status = Blocking::new(program).args(arguments).status().with_context(|| program.clone())?;
+    ensure!(status.success(), "`{}` failed", command.join(" "));
+    Ok(())
 }
 
 /// An address on loopback that nobody listens on.
@@ -147,12 +154,13 @@ pub(crate) struct Server {
     /// Its process.
     pub(crate) pid: u32,
     directory: PathBuf,
+    login: Option<Arc<Login>>,
 }
 
 impl Server {
     /// Starts one on an empty directory under `data`; with how long it took to answer and what it then holds.
     pub(crate) async fn start(product: &Product, data: &Path) -> Result<(Self, Vec<Sample>)> {
-        let directory = std::path::absolute(data)?.join(product.name().to_lowercase());
+        let directory = std::path::absolute(data)?.join(product.name().to_lowercase().replace([' ', ','], "-"));
         if directory.exists() {
             fs::remove_dir_all(&directory)?;
         }
@@ -162,7 +170,8 @@ impl Server {
         let started = Instant::now();
         let child = command.spawn()?;
         let pid = child.id().context("it ended at once")?;
-        let server = Self { product: product.clone(), child, address, pid, directory };
+        let login = product.description.login.clone().map(Arc::new);
+        let server = Self { product: product.clone(), child, address, pid, directory, login };
         server.wait_for_answer(started).await?;
         let took = started.elapsed();
         sleep(IDLE).await;
@@ -176,7 +185,8 @@ impl Server {
 
     async fn wait_for_answer(&self, started: Instant) -> Result<()> {
         loop {
-            let answered = async { Client::connect(self.address).await?.ask("GET", "/v2/").await };
+            let answered =
+                async { Client::connect(self.address).await?.ask("GET", &self.product.description.ready).await };
             if answered.await.is_ok_and(|answer| matches!(answer.status, 200 | 401)) {
                 return Ok(());
             }
@@ -186,8 +196,24 @@ impl Server {
     }
 
     /// What the report calls it.
-    pub(crate) fn name(&self) -> &'static str {
+    pub(crate) fn name(&self) -> &str {
         self.product.name()
+    }
+
+    /// A connection to it, by which one logs in where that is asked for.
+    pub(crate) async fn connect(&self) -> Result<Client> {
+        Ok(Client::connect(self.address).await?.with_login(self.login.clone()))
+    }
+
+    /// What its files take on the disk, in bytes, without its log.
+    pub(crate) fn disk_bytes(&self) -> u64 {
+        let log = fs::metadata(self.directory.join("log")).map_or(0, |log| proc::disk_bytes_of(&log));
+        proc::disk_bytes(&self.directory).saturating_sub(log)
+    }
+
+    /// Whether it takes part in a workload.
+    pub(crate) fn takes(&self, workload: &str) -> bool {
+        self.product.takes(workload)
     }
 
     /// What it has written to its log so far.
@@ -197,14 +223,17 @@ impl Server {
 
     /// Figures, as this server's.
     pub(crate) fn sample(&self, workload: &'static str, figures: Figures) -> Sample {
-        Sample { server: self.name(), workload, figures }
+        Sample { server: self.name().to_owned(), workload, figures }
     }
 
-    /// Ends it and removes its data; with the most memory that it ever had.
+    /// Ends it and removes its data; with the most memory that it ever had, and what its data took on the disk.
     pub(crate) async fn stop(mut self) -> Result<Sample> {
         let memory = proc::memory(self.pid)?;
+        let disk = self.disk_bytes() as f64 / f64::from(1 << 20);
         self.child.kill().await?;
         fs::remove_dir_all(&self.directory)?;
-        Ok(self.sample("whole round", Figures::from([("peak_mib", memory.peak), ("resident_mib", memory.resident)])))
+        let figures =
+            Figures::from([("peak_mib", memory.peak), ("resident_mib_at_end", memory.resident), ("disk_mib", disk)]);
+        Ok(self.sample("whole round", figures))
     }
 }
