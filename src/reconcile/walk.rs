@@ -4,7 +4,7 @@
 //! up. Two that both believe it is theirs do no harm, as each adoption is checked in its own batch. What has been
 //! walked stays reconciled for as long as the epoch lasts, so nobody begins again.
 
-use std::{pin::pin, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::future::try_join_all;
@@ -136,23 +136,13 @@ impl Walk<'_> {
         }
         let names = place.next_few(registry).await?;
         let all = names.iter().map(|name| async { registry.unreconciled(name).await?.ensure_reconciled().await });
-        let mut all = pin!(try_join_all(all));
-        let adopted = loop {
-            match tokio::time::timeout(HOLD / 3, &mut all).await {
-                Ok(adopted) => break adopted?,
-                // Large repositories take long: the others shall know that this one is at it.
-                Err(_) => self.still_ours().await?,
-            }
-        };
+        // Large repositories take long: the others shall know that this one is at it.
+        let adopted = beside(try_join_all(all), HOLD / 3, self).await?;
         self.fact.walked.repositories += adopted.len();
         self.fact.walked.adopted = adopted.into_iter().fold(self.fact.walked.adopted, Adopted::and);
         (self.fact.after, self.fact.last) = (place.after, place.last);
-        self.still_ours().await?;
+        self.keep().await?;
         Ok(!names.is_empty())
-    }
-
-    async fn still_ours(&mut self) -> Result<()> {
-        if self.note().await? { Ok(()) } else { Err(Error::unavailable("another replica goes on with the walk")) }
     }
 
     /// Notes how far the walk is, unless somebody else has done that since it was read.
@@ -179,6 +169,40 @@ impl Walk<'_> {
         if let Err(error) = self.lease.commit(SHARD, batch).await {
             tracing::debug!(%error, "the walk was not left to others; they take it up later");
         }
+    }
+}
+
+/// Who does a piece of work that others may take over.
+trait Keeper: Send {
+    /// Tells the others that this one is still at it; fails where that is not so any more.
+    fn keep(&mut self) -> impl Future<Output = Result<()>> + Send;
+}
+
+impl Keeper for Walk<'_> {
+    async fn keep(&mut self) -> Result<()> {
+        if self.note().await? { Ok(()) } else { Err(Error::unavailable("another replica goes on with the walk")) }
+    }
+}
+
+/// What `work` comes to, kept each time that `period` has passed; or the error of either. Both go on at once: whoever
+/// keeps may have to wait for something that the work holds, as for the question whether the index is believed, and
+/// would wait for ever if the work stood still meanwhile.
+async fn beside<T>(
+    work: impl Future<Output = Result<T>> + Send,
+    period: Duration,
+    keeper: &mut impl Keeper,
+) -> Result<T> {
+    let keeping = async {
+        loop {
+            tokio::time::sleep(period).await;
+            if let Err(error) = keeper.keep().await {
+                return error;
+            }
+        }
+    };
+    tokio::select! {
+        done = work => done,
+        error = keeping => Err(error),
     }
 }
 
@@ -233,4 +257,50 @@ async fn next_repository(
         }
     }
     Ok(Some((None, text.clone())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    /// Needs something to keep with, and may do so three times.
+    struct Careful<'a> {
+        needs: &'a tokio::sync::Mutex<()>,
+        left: u32,
+    }
+
+    impl Keeper for Careful<'_> {
+        async fn keep(&mut self) -> Result<()> {
+            let _needed = self.needs.lock().await;
+            self.left = self.left.checked_sub(1).ok_or_else(|| Error::unavailable("somebody else's"))?;
+            Ok(())
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn work_that_holds_what_its_keeper_needs_goes_on() {
+        let needs = tokio::sync::Mutex::new(());
+        let work = async {
+            let _held = needs.lock().await;
+            tokio::time::sleep(SECOND * 15).await;
+            Ok(())
+        };
+        let mut keeper = Careful { needs: &needs, left: 3 };
+        assert!(beside(work, SECOND * 10, &mut keeper).await.is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn work_ends_where_it_is_somebody_elses() {
+        let needs = tokio::sync::Mutex::new(());
+        let work = |seconds: u32| async move {
+            tokio::time::sleep(SECOND * seconds).await;
+            Ok(())
+        };
+        let mut keeper = Careful { needs: &needs, left: 3 };
+        assert!(beside(work(35), SECOND * 10, &mut keeper).await.is_ok());
+        assert_eq!(keeper.left, 0);
+        assert!(beside(work(15), SECOND * 10, &mut keeper).await.is_err());
+    }
 }
