@@ -44,6 +44,7 @@ check-all: check ## That, and what is too long for each change: all other client
 	for over in redis+s3 embedded+s3 sentinel+s3 cluster+s3 redis+gcs embedded+gcs redis+azure embedded+azure; do \
 		BERTH_TEST_OVER=$$over $(CARGO) test --locked --test it -- rules_rebuild:: rules_tag:: rules_upload:: || exit; done
 	BERTH_CRASH_ROUNDS=200 $(CARGO) test --locked --test it e2e_crash:: -- --nocapture
+	BERTH_EVENTS_PENDING=20000 $(CARGO) test --release --locked --test it events_backlog:: -- --nocapture
 	BERTH_EVENTS_PUSHES=10000 $(CARGO) test --locked --test it events_crash:: -- --nocapture --test-threads=1
 	$(CARGO) test --release --locked --test chaos -- --ignored --nocapture each_fault_alone
 	BERTH_CHAOS_MINUTES=10 $(MAKE) chaos

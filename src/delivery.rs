@@ -50,6 +50,7 @@ use crate::{
     registry::Registry,
     storage::{StoreTime, key::EntryName},
     telemetry::{DeliveryOutcome, EventMetrics},
+    worker,
 };
 
 /// How often an endpoint's outbox is looked at when nobody says that there is something in it.
@@ -63,6 +64,12 @@ const HOLD: Duration = Duration::from_secs(15);
 
 /// How often the bucket is told how far an endpoint was.
 const CHECKPOINT: Duration = Duration::from_secs(10);
+
+/// How often a replica notes which endpoints it serves, and looks for those that nobody serves any more.
+const NOTE: Duration = Duration::from_secs(600);
+
+/// The name of the work on those, which is done under the first shard's lease.
+const ABANDONED: &str = "abandoned";
 
 /// From how many failures in a row on an endpoint is taken to be down.
 const DOWN: u32 = 5;
@@ -170,6 +177,7 @@ impl Deliverer {
         let mut tasks: BTreeMap<EntryName, (Arc<Endpoint>, JoinSet<()>)> = BTreeMap::new();
         let mut listening = JoinSet::new();
         listening.spawn(Arc::clone(&self).listen());
+        listening.spawn(Arc::clone(&self).tidy());
         loop {
             bell.borrow_and_update();
             let now = self.endpoints();
@@ -214,6 +222,38 @@ impl Deliverer {
             }
             self.ring();
         }
+    }
+
+    /// Notes which endpoints are served here, and clears those that nobody serves, again and again.
+    ///
+    /// Nobody clears within [`NOTE`] of an outage of the index, in which nobody could note anything: all others have
+    /// done it by then.
+    async fn tidy(self: Arc<Self>) {
+        loop {
+            while let Err(error) = outbox::note_served(&self.registry, &self.endpoints().interests).await {
+                tracing::debug!(%error, "which endpoints are served has to be noted later");
+                sleep(LOOK).await;
+            }
+            sleep(NOTE).await;
+            if let Err(error) = self.clear_abandoned().await {
+                tracing::debug!(%error, "endpoints that nobody serves have to wait");
+            }
+        }
+    }
+
+    /// Clears what waits for endpoints that no replica has served for an hour, unless another replica is at it.
+    ///
+    /// # Errors
+    /// 503 without an index or a store; what is left is cleared the next time.
+    pub async fn clear_abandoned(&self) -> Result<()> {
+        let lease = self.registry.lease().await?;
+        let Some(shard) = lease.names.shards().next() else { return Ok(()) };
+        if !worker::take(&self.registry, &lease, shard, ABANDONED, self.owner, NOTE).await? {
+            return Ok(());
+        }
+        let done = outbox::clear_abandoned(&self.registry).await;
+        worker::leave(&lease, shard, ABANDONED, self.owner).await?;
+        done
     }
 
     /// Tells one endpoint what waits for it, again and again.

@@ -5,6 +5,7 @@
 //! counter. With no endpoint nothing is written and nothing is asked. Nobody is told anything here: that is the
 //! business of delivery, which is given what it may send by [`Horizon::ready`].
 
+mod abandoned;
 mod checkpoint;
 mod leftover;
 
@@ -16,6 +17,7 @@ use std::{
 use bytes::Bytes;
 use ulid::Ulid;
 
+pub use abandoned::{clear_abandoned, note_served, unserved};
 pub(crate) use checkpoint::Coverage;
 pub use checkpoint::{Checkpoint, advance, begin, newest};
 pub use leftover::{Earlier, earlier, inherit};
@@ -276,6 +278,11 @@ impl Horizon {
     fn known(&self) -> u64 {
         self.open.values().min().map_or(self.counter, |open| self.counter.min(open.saturating_sub(1)))
     }
+}
+
+/// The piece of background work that is an endpoint's delivery in a shard.
+pub(crate) fn piece(endpoint: &EntryName) -> String {
+    format!("events/{endpoint}")
 }
 
 /// How many members of a group are read at a time.

@@ -98,7 +98,9 @@ async fn replay(endpoint: Option<&EntryName>, ids: &[Ulid], place: &Where, args:
         Some(name) => vec![name.to_string()],
         None => {
             let found = desk.ask(Method::GET, "events/endpoints", None).await?;
-            items(&found["endpoints"]).map(|endpoint| text(&endpoint["name"])).collect()
+            // One without a format is in no configuration: nobody would deliver them.
+            let served = items(&found["endpoints"]).filter(|endpoint| endpoint["format"].is_string());
+            served.map(|endpoint| text(&endpoint["name"])).collect()
         }
     };
     for name in names {

@@ -14,6 +14,7 @@ use crate::{
         facts::{self, Action, DeliveryFact, EventFact, EventTarget, RequestFact, Target},
     },
     oci::{Algorithm, Digest},
+    outbox,
     storage::{StoreTime, key::EntryName},
 };
 
@@ -28,10 +29,10 @@ const SHOWN: usize = 100;
 pub struct EndpointState {
     /// Its name.
     pub name: EntryName,
-    /// Its format, as the configuration has it.
-    pub format: &'static str,
-    /// Where it is, as far as that is shown.
-    pub place: String,
+    /// Its format, as the configuration has it; nothing for one that this replica doesn't serve.
+    pub format: Option<&'static str>,
+    /// Where it is, as far as that is shown; likewise.
+    pub place: Option<String>,
     /// How many events wait.
     pub pending: u64,
     /// Since when the oldest of them does.
@@ -70,7 +71,7 @@ pub struct Tried {
 }
 
 impl Deliverer {
-    /// The endpoints, by name.
+    /// The endpoints, by name; after them those that this replica doesn't serve, as long as they are known.
     ///
     /// # Errors
     /// 503 without an index.
@@ -78,35 +79,41 @@ impl Deliverer {
         let lease = self.registry.lease().await?;
         let mut states = Vec::new();
         for endpoint in self.endpoints().by_name.values() {
-            let shards = lease.names.shards().map(|shard| Census::take(&lease, shard, &endpoint.name));
-            let shards = try_join_all(shards).await?;
+            let (format, place) = (endpoint.config.format.as_str(), endpoint.shown());
             states.push(EndpointState {
-                name: endpoint.name.clone(),
-                format: endpoint.config.format.as_str(),
-                place: endpoint.shown(),
-                pending: shards.iter().map(|census| census.pending).sum(),
-                oldest: shards.iter().filter_map(|census| census.oldest).min(),
-                dead: shards.iter().map(|census| census.dead).sum(),
+                format: Some(format),
+                place: Some(place),
+                ..state(&lease, &endpoint.name).await?
             });
+        }
+        for name in outbox::unserved(&self.registry, &lease).await?.keys() {
+            states.push(state(&lease, name).await?);
         }
         Ok(states)
     }
 
-    fn endpoint(&self, name: &EntryName) -> Result<std::sync::Arc<Endpoint>> {
-        let endpoint = self.endpoints().by_name.get(name).cloned();
-        endpoint.ok_or_else(|| Error::new(Code::NameUnknown, format!("there is no endpoint {name}")))
+    /// Whether there is such an endpoint, here or elsewhere.
+    async fn is_known(&self, lease: &Lease, name: &EntryName) -> Result<bool> {
+        let is_ours = self.endpoints().by_name.contains_key(name);
+        Ok(is_ours || outbox::unserved(&self.registry, lease).await?.contains_key(name))
     }
 
-    /// The oldest letters of an endpoint.
+    fn endpoint(&self, name: &EntryName) -> Result<std::sync::Arc<Endpoint>> {
+        self.endpoints().by_name.get(name).cloned().ok_or_else(|| unknown(name))
+    }
+
+    /// The oldest letters of an endpoint, or of one that nobody serves any more.
     ///
     /// # Errors
     /// 404 without such an endpoint; 503 without an index.
     pub async fn letters(&self, name: &EntryName, which: Which) -> Result<Letters> {
-        let endpoint = self.endpoint(name)?;
         let lease = self.registry.lease().await?;
+        if !self.is_known(&lease, name).await? {
+            return Err(unknown(name));
+        }
         let group = match which {
-            Which::Pending => lease.names.outbox(&endpoint.name),
-            Which::Dead => lease.names.dead(&endpoint.name),
+            Which::Pending => lease.names.outbox(name),
+            Which::Dead => lease.names.dead(name),
         };
         let pages = lease.names.shards().map(|shard| lease.scan(shard, &group, None, SHOWN));
         let mut letters: Vec<DeliveryFact> = Vec::new();
@@ -115,13 +122,12 @@ impl Deliverer {
         }
         letters.sort_by_key(|letter| (letter.event.at, letter.event.id));
         letters.truncate(SHOWN);
-        let shards = lease.names.shards().map(|shard| Census::take(&lease, shard, &endpoint.name));
-        let censuses = try_join_all(shards).await?;
-        let counts = censuses.iter().map(|census| match which {
-            Which::Pending => census.pending,
-            Which::Dead => census.dead,
-        });
-        Ok(Letters { letters, count: counts.sum() })
+        let EndpointState { pending, dead, .. } = state(&lease, name).await?;
+        let count = match which {
+            Which::Pending => pending,
+            Which::Dead => dead,
+        };
+        Ok(Letters { letters, count })
     }
 
     /// Puts dead letters of an endpoint back where they were: all, or those of these ids. How many.
@@ -182,6 +188,23 @@ impl Deliverer {
             Attempt::Failed { why, .. } => Tried { taken: false, said: why, took },
         })
     }
+}
+
+fn unknown(name: &EntryName) -> Error {
+    Error::new(Code::NameUnknown, format!("there is no endpoint {name}"))
+}
+
+/// What waits for an endpoint of this name, whoever serves it.
+async fn state(lease: &Lease, name: &EntryName) -> Result<EndpointState> {
+    let shards = try_join_all(lease.names.shards().map(|shard| Census::take(lease, shard, name))).await?;
+    Ok(EndpointState {
+        name: name.clone(),
+        format: None,
+        place: None,
+        pending: shards.iter().map(|census| census.pending).sum(),
+        oldest: shards.iter().filter_map(|census| census.oldest).min(),
+        dead: shards.iter().map(|census| census.dead).sum(),
+    })
 }
 
 fn sample(now: StoreTime) -> Result<EventFact> {

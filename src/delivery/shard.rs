@@ -98,7 +98,7 @@ impl Work<'_> {
 
     /// Does it, unless another replica is at it. When the next event is due, if one waits for its time.
     pub(super) async fn run(&self) -> Result<Option<StoreTime>> {
-        let piece = format!("events/{}", self.endpoint.name);
+        let piece = outbox::piece(&self.endpoint.name);
         let Deliverer { registry, owner, .. } = self.deliverer;
         if !worker::take(registry, self.lease, self.shard, &piece, *owner, HOLD).await? {
             return Ok(None);

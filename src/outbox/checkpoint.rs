@@ -3,12 +3,12 @@
 //! The index can be lost, and with it what was not delivered yet. What the bucket proves is told again then, but
 //! for what a checkpoint says was delivered. A checkpoint is never wrong, only old: then more is told twice.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use futures_util::future::try_join_all;
 use serde::{Deserialize, Serialize};
 
-use super::{Horizon, number, number_of};
+use super::{Horizon, note_served, number, number_of};
 use crate::{
     blob::fresh,
     collect,
@@ -56,7 +56,7 @@ const MAX_CHECKPOINT: usize = 2 << 20;
 /// The newest checkpoint of an endpoint, if it has any.
 pub async fn newest(registry: &Registry, endpoint: &EntryName) -> Result<Option<Checkpoint>> {
     loop {
-        let Some(key) = listed(registry, endpoint).await?.pop() else { return Ok(None) };
+        let Some(key) = listed(registry, &key::checkpoints(endpoint)).await?.pop() else { return Ok(None) };
         // A newer one may have taken its place since it was listed.
         if let Some(bytes) = found(read_small(&registry.store, &key, MAX_CHECKPOINT).await)? {
             return serde_json::from_slice(&bytes).map(Some).map_err(Error::internal);
@@ -64,12 +64,17 @@ pub async fn newest(registry: &Registry, endpoint: &EntryName) -> Result<Option<
     }
 }
 
-/// The keys of an endpoint's checkpoints, oldest first.
-async fn listed(registry: &Registry, endpoint: &EntryName) -> Result<Vec<Key>> {
-    let prefix = key::checkpoints(endpoint);
+/// The endpoints that have a checkpoint, whether anybody serves them or not.
+pub(super) async fn endpoints(registry: &Registry) -> Result<BTreeSet<EntryName>> {
+    let name = |key| if let Key::Checkpoint { endpoint, .. } = key { Some(endpoint) } else { None };
+    Ok(listed(registry, key::ALL_CHECKPOINTS).await?.into_iter().filter_map(name).collect())
+}
+
+/// The keys of the checkpoints under a prefix: those of one endpoint are in their order, the oldest first.
+pub(super) async fn listed(registry: &Registry, prefix: &str) -> Result<Vec<Key>> {
     let (mut keys, mut after): (_, Option<String>) = (Vec::new(), None);
     loop {
-        let page = registry.store.list(&prefix, after.as_deref(), 1000).await?;
+        let page = registry.store.list(prefix, after.as_deref(), 1000).await?;
         keys.extend(page.objects.iter().filter_map(|(text, _)| Key::parse(text)));
         match page.objects.last() {
             Some((last, _)) if page.more => after = Some(last.clone()),
@@ -112,8 +117,12 @@ pub async fn advance(registry: &Registry, endpoint: &EntryName) -> Result<bool> 
 }
 
 /// Writes the first checkpoint of each of these endpoints that has none, before anything happens that it is told of:
-/// what an index was about to tell that is lost before there is a checkpoint is not told again.
+/// what an index was about to tell that is lost before there is a checkpoint is not told again. They are noted to be
+/// served before that.
 pub async fn begin(registry: &Registry, interests: &Interests) {
+    if let Err(error) = note_served(registry, interests).await {
+        tracing::warn!(%error, "which endpoints are served could not be noted; it will be tried again");
+    }
     for Interest { endpoint, .. } in interests.iter() {
         if let Err(error) = begin_one(registry, endpoint).await {
             tracing::warn!(%error, %endpoint, "an endpoint's first checkpoint could not be written; it will be tried again");
@@ -147,7 +156,7 @@ async fn reached(lease: &Lease, shard: Shard, endpoint: &EntryName) -> Result<Re
 }
 
 async fn write(registry: &Registry, lease: &Lease, endpoint: &EntryName, checkpoint: &Checkpoint) -> Result<()> {
-    let older = listed(registry, endpoint).await?;
+    let older = listed(registry, &key::checkpoints(endpoint)).await?;
     let key = Key::Checkpoint { endpoint: endpoint.clone(), checkpoint: fresh(&*registry.store) };
     let body = serde_json::to_vec(checkpoint).map_err(Error::internal)?;
     registry.store.put(&key, vec![body.into()], None).await?;

@@ -205,7 +205,7 @@ pub const REPOSITORIES: &str = "repos/";
 /// Where all data objects are listed.
 pub const DATA: &str = "data/";
 /// Where all checkpoints are.
-const CHECKPOINTS: &str = "checkpoints/";
+pub const ALL_CHECKPOINTS: &str = "checkpoints/";
 /// Where probes are.
 const PROBES: &str = "probe/";
 
@@ -226,7 +226,7 @@ pub fn folder(repository: &RepositoryName, folder: Folder) -> String {
 
 /// Where the checkpoints of an endpoint are listed, oldest first.
 pub fn checkpoints(endpoint: &EntryName) -> String {
-    format!("{CHECKPOINTS}{endpoint}/")
+    format!("{ALL_CHECKPOINTS}{endpoint}/")
 }
 
 /// The prefix of one tag's history, newest first.
@@ -325,7 +325,7 @@ impl fmt::Display for Key {
                 write!(f, "{}/{name}/{revision}-{:013}{ending}", roster.as_str(), deadline.0)
             }
             Self::Epoch(number) => write!(f, "{EPOCHS}{number}"),
-            Self::Checkpoint { endpoint, checkpoint } => write!(f, "{CHECKPOINTS}{endpoint}/{checkpoint}"),
+            Self::Checkpoint { endpoint, checkpoint } => write!(f, "{ALL_CHECKPOINTS}{endpoint}/{checkpoint}"),
             Self::Probe(probe) => write!(f, "{PROBES}{probe}"),
         }
     }
@@ -340,7 +340,7 @@ impl Key {
         if let Some(number) = text.strip_prefix(EPOCHS) {
             return Some(Self::Epoch(number.parse().ok()?));
         }
-        if let Some(rest) = text.strip_prefix(CHECKPOINTS) {
+        if let Some(rest) = text.strip_prefix(ALL_CHECKPOINTS) {
             let (endpoint, checkpoint) = rest.split_once('/')?;
             return Some(Self::Checkpoint { endpoint: endpoint.parse().ok()?, checkpoint: parse_ulid(checkpoint)? });
         }

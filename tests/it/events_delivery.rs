@@ -37,7 +37,7 @@ use crate::{
     rules_bench::{self as bench, Bench},
 };
 
-fn ci() -> EntryName {
+pub(crate) fn ci() -> EntryName {
     "ci".parse().unwrap()
 }
 
@@ -46,19 +46,19 @@ fn config(settings: &str) -> Config {
 }
 
 /// The settings of the endpoint `ci` at a URL, on this machine.
-fn settings(url: &str, more: &str) -> String {
+pub(crate) fn settings(url: &str, more: &str) -> String {
     format!("[events.endpoints.ci]\nformat = \"distribution\"\nurl = \"{url}\"\nallow = [\"127.0.0.0/8\"]\n{more}\n")
 }
 
 /// A replica's deliverer, at work until this is dropped.
-struct Replica {
-    deliverer: Arc<Deliverer>,
+pub(crate) struct Replica {
+    pub(crate) deliverer: Arc<Deliverer>,
     metrics: Arc<Metrics>,
-    _task: JoinSet<()>,
+    pub(crate) _task: JoinSet<()>,
 }
 
 impl Replica {
-    fn idle(registry: &Arc<Registry>, endpoints: Endpoints) -> Self {
+    pub(crate) fn idle(registry: &Arc<Registry>, endpoints: Endpoints) -> Self {
         let metrics = Metrics::new("test");
         let authority = Authority::of_rules(AccessRules::default()).unwrap();
         let deliverer = Deliverer::new(Arc::clone(registry), authority, metrics.events.clone(), endpoints);
@@ -66,7 +66,7 @@ impl Replica {
     }
 
     /// At work in one engine of the bench, while both write what there is to tell.
-    fn start(bench: &Bench, registry: &Arc<Registry>, settings: &str) -> Self {
+    pub(crate) fn start(bench: &Bench, registry: &Arc<Registry>, settings: &str) -> Self {
         for engine in [&bench.a, &bench.b] {
             engine.set_interests(Interests::configured(&config(settings).events).unwrap());
         }
@@ -75,13 +75,13 @@ impl Replica {
         replica
     }
 
-    async fn counts(&self) -> (u64, u64) {
+    pub(crate) async fn counts(&self) -> (u64, u64) {
         let states = self.deliverer.states().await.unwrap();
         (states[0].pending, states[0].dead)
     }
 
     /// Waits until so many wait, and so many are dead.
-    async fn until(&self, pending: u64, dead: u64) {
+    pub(crate) async fn until(&self, pending: u64, dead: u64) {
         while self.counts().await != (pending, dead) {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -190,39 +190,6 @@ async fn what_nobody_takes_is_bounded_and_no_push_waits_for_it() {
     assert!(replica.count("dead") >= 20 && replica.count("dropped") >= 15);
     let dead = replica.deliverer.letters(&ci(), Which::Dead).await.unwrap();
     assert!(dead.letters.iter().all(|letter| letter.last.as_deref().unwrap().contains("max_pending")), "{dead:?}");
-}
-
-/// An hour is moved on in steps; the endpoint is probed meanwhile, and not asked for each event.
-#[tokio::test]
-async fn an_endpoint_that_is_down_for_an_hour_is_probed_and_then_told_everything() {
-    let (bench, hook) = (bench::local(bench::options()).await, Hook::start().await);
-    let names: Vec<String> = (0..10).map(|number| format!("app{number}")).collect();
-    let replica = Replica::start(&bench, &bench.a, &settings(&hook.url(), ""));
-    hook.says(503);
-    let mut expected = Vec::new();
-    for name in &names {
-        let app = image(&bench, name).await;
-        for tag in 0..5 {
-            push(&bench, name, &app, &tag.to_string()).await;
-            expected.push(format!("push {name} {tag}"));
-        }
-    }
-    for _ in 0..60 {
-        bench.clock.advance(Duration::from_secs(60));
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    let tries = hook.told().len();
-    assert!(tries < 100, "{tries} requests to one that was down");
-    assert_eq!(replica.counts().await, (50, 0));
-    hook.forget();
-    hook.says(200);
-    bench.clock.advance(Duration::from_secs(60));
-    replica.until(0, 0).await;
-    let lines = hook.lines();
-    for name in &names {
-        let own: Vec<_> = expected.iter().filter(|line| line.split(' ').nth(1) == Some(name)).cloned().collect();
-        assert_eq!(about(&lines, name), own);
-    }
 }
 
 #[tokio::test]

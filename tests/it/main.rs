@@ -32,6 +32,7 @@ mod e2e_redis;
 mod e2e_sync;
 mod e2e_tools;
 mod e2e_uploads;
+mod events_backlog;
 mod events_clients;
 mod events_crash;
 mod events_delivery;

@@ -55,6 +55,8 @@ struct Seen {
     /// How many index calls, each begun after the one before it had ended, have ended.
     ended: usize,
     deepest: usize,
+    /// The most deliveries that one page of an outbox had.
+    widest: usize,
     calls: usize,
     chosen: Option<(Which, How)>,
     struck: Option<Call>,
@@ -127,6 +129,11 @@ impl Probe {
         let of = |kinds: &[&str]| seen.counts.iter().filter(|(kind, _)| kinds.contains(kind)).map(|(_, n)| n).sum();
         let requests = of(&["put", "begin", "put_part", "complete", "abort", "read", "stat", "list", "delete"]);
         Cost { round_trips: seen.deepest, requests, counts: seen.counts.clone() }
+    }
+
+    /// The most deliveries that one page of an outbox had since [`Probe::reset`].
+    pub(crate) fn widest(&self) -> usize {
+        self.0.lock().unwrap().widest
     }
 
     fn begin(&self, call: Call, in_sequence: bool) -> (usize, Option<How>) {
@@ -384,7 +391,12 @@ impl Index for WatchedIndex {
         after: Option<&str>,
         limit: usize,
     ) -> Result<Vec<(String, Bytes)>, IndexError> {
-        self.around("scan", group.to_owned(), self.inner.scan(shard, group, after, limit)).await
+        let page = self.around("scan", group.to_owned(), self.inner.scan(shard, group, after, limit)).await?;
+        if group.contains(":outbox:") {
+            let mut seen = self.probe.0.lock().unwrap();
+            seen.widest = seen.widest.max(page.len());
+        }
+        Ok(page)
     }
 
     async fn commit(&self, shard: Shard, batch: Batch) -> Result<Outcome, IndexError> {

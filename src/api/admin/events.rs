@@ -22,9 +22,12 @@ struct Endpoints {
 #[derive(Serialize)]
 struct EndpointShape {
     name: EntryName,
-    format: &'static str,
+    /// Missing for one that this replica doesn't serve, as is the place.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    format: Option<&'static str>,
     /// The URL as far as it is shown, or the topic.
-    place: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    place: Option<String>,
     pending: u64,
     /// Since when the oldest waits.
     #[serde(skip_serializing_if = "Option::is_none")]

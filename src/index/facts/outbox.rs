@@ -130,6 +130,16 @@ impl Names {
         Fact::new(self.group("inherited"), endpoint.as_str())
     }
 
+    /// When each endpoint was last served by anybody, about: name -> [`StoreTime`]; only in the first shard.
+    pub fn all_served(&self) -> String {
+        self.group("served")
+    }
+
+    /// When one endpoint was last served.
+    pub fn served(&self, endpoint: &EntryName) -> Fact {
+        Fact::new(self.all_served(), endpoint.as_str())
+    }
+
     /// What was given up, under the same member: [`DeliveryFact`].
     pub fn dead(&self, endpoint: &EntryName) -> String {
         self.of("dead", endpoint)
