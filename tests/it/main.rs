@@ -35,6 +35,7 @@ mod e2e_uploads;
 mod events_clients;
 mod events_crash;
 mod events_delivery;
+mod events_topic;
 mod fake_gcs;
 mod fuzz_parsers;
 mod gcs;
