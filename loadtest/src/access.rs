@@ -14,7 +14,7 @@ use crate::{
     load::{self, Meter, Spent},
     report::Range,
     requests::Requests,
-    server::{Product, Server},
+    server::{Product, Server, Site},
     workload::{self, CONNECTIONS, REPOSITORY},
 };
 
@@ -56,6 +56,7 @@ impl Asked {
 
 /// Measures all of it on a server of its own, and prints a table.
 pub(crate) async fn measure(product: &Product, data: &Path, rounds: usize, span: Duration) -> Result<()> {
+    let _site = Site::empty(data)?;
     let users = std::path::absolute(data)?.join("users");
     fs::write(&users, USERS)?;
     let product = product.clone().with(&[

@@ -29,7 +29,7 @@ use crate::{
     latency::Recorder,
     load::Meter,
     report::Range,
-    server::{Product, Server, free_address},
+    server::{Product, Server, Site, free_address},
     workload::{CONNECTIONS, begin_upload, created},
 };
 
@@ -68,6 +68,7 @@ type Found = BTreeMap<(usize, Told), Vec<Figure>>;
 
 /// Measures all of it, and prints a table.
 pub(crate) async fn measure(product: &Product, data: &Path, rounds: usize, span: Duration) -> Result<()> {
+    let _site = Site::empty(data)?;
     let endpoint = Endpoint::start()?;
     let mut benches = Vec::new();
     for told in Told::ALL {
@@ -114,7 +115,7 @@ impl Bench {
                 ("BERTH_EVENTS__ENDPOINTS__CI__ALLOW", "127.0.0.0/8"),
             ]),
         };
-        let (server, _) = Server::start(&product, &data.join(format!("{told:?}").to_lowercase())).await?;
+        let (server, _) = Server::start(&product, data).await?;
         let mut client = Client::connect(server.address).await?;
         let image = Image::new(0);
         for number in 0..CONNECTIONS {

@@ -11,7 +11,7 @@ use crate::{
     load::Figures,
     proc,
     report::{Machine, Report, Round, shown},
-    server::{Product, Server},
+    server::{Product, Server, Site},
     workload::{self, Setting, Workload},
 };
 
@@ -87,6 +87,7 @@ impl Bench {
     /// All rounds.
     pub(crate) async fn run(&self, rounds: usize) -> Result<Report> {
         std::fs::create_dir_all(&self.data)?;
+        let _site = Site::empty(&self.data)?;
         if self.workloads.iter().any(Workload::is_large) {
             content::warm_page_cache(&self.data, &self.setting.noise)?;
         }

@@ -2,10 +2,14 @@
 
 use std::{
     fs::{self, File},
+    io::ErrorKind,
     net::{SocketAddr, TcpListener},
     path::{Path, PathBuf},
     process::{Command as Blocking, Stdio},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -160,10 +164,10 @@ pub(crate) struct Server {
 impl Server {
     /// Starts one on an empty directory under `data`; with how long it took to answer and what it then holds.
     pub(crate) async fn start(product: &Product, data: &Path) -> Result<(Self, Vec<Sample>)> {
-        let directory = std::path::absolute(data)?.join(product.name().to_lowercase().replace([' ', ','], "-"));
-        if directory.exists() {
-            fs::remove_dir_all(&directory)?;
-        }
+        static STARTED: AtomicU64 = AtomicU64::new(0);
+        let name = product.name().to_lowercase().replace([' ', ','], "-");
+        let name = format!("{name}-{}", STARTED.fetch_add(1, Ordering::Relaxed));
+        let directory = std::path::absolute(data)?.join(SITE).join(name);
         fs::create_dir_all(&directory)?;
         let address = free_address()?;
         let mut command = product.command(&directory, address)?;
@@ -226,14 +230,63 @@ impl Server {
         Sample { server: self.name().to_owned(), workload, figures }
     }
 
-    /// Ends it and removes its data; with the most memory that it ever had, and what its data took on the disk.
+    /// Ends it and removes what is large of its data; with the most memory that it ever had, and what its data took on the disk.
     pub(crate) async fn stop(mut self) -> Result<Sample> {
         let memory = proc::memory(self.pid)?;
         let disk = self.disk_bytes() as f64 / f64::from(1 << 20);
         self.child.kill().await?;
-        fs::remove_dir_all(&self.directory)?;
+        remove_large(&self.directory)?;
         let figures =
             Figures::from([("peak_mib", memory.peak), ("resident_mib_at_end", memory.resident), ("disk_mib", disk)]);
         Ok(self.sample("whole round", figures))
     }
+}
+
+/// Where servers have their data while a run lasts. An ext4 without a journal passes over each inode that was freed
+/// lately when it makes a file: who removes small files between rounds slows the next one down, by several times.
+/// So they stay to the end.
+#[derive(Debug)]
+pub(crate) struct Site(PathBuf);
+
+/// Its name below the directory for data.
+const SITE: &str = "servers";
+
+/// From this size on, in bytes, files go as their server ends: few have it, and they would fill the disk.
+const LARGE: u64 = 1 << 20;
+
+impl Site {
+    /// An empty one. What a run that was killed has left goes first.
+    pub(crate) fn empty(data: &Path) -> Result<Self> {
+        let site = Self(std::path::absolute(data)?.join(SITE));
+        site.remove()?;
+        Ok(site)
+    }
+
+    fn remove(&self) -> std::io::Result<()> {
+        match fs::remove_dir_all(&self.0) {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        if let Err(error) = self.remove() {
+            eprintln!("{} is left over: {error}", self.0.display());
+        }
+    }
+}
+
+fn remove_large(directory: &Path) -> Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        let found = entry.metadata()?;
+        if found.is_dir() {
+            remove_large(&entry.path())?;
+        } else if found.len() >= LARGE {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
 }
