@@ -24,7 +24,6 @@ pub use credential::{Login, Logins, Presented};
 pub use foreign::TokenIssuers;
 pub use identity::{Identity, Subject};
 pub use issuer_keys::UnusableCa;
-pub use outgoing::{GOOGLE_LIFE, google_token};
 pub use rules::{AccessRules, NamedRule};
 pub use token::{TokenOptions, now};
 

@@ -14,6 +14,7 @@ pub mod delivery;
 pub mod epoch;
 pub mod error;
 pub mod event;
+mod google;
 pub mod index;
 pub mod inspect;
 pub mod manifest;

@@ -1,8 +1,8 @@
 //! Tokens by which Berth says to others who it is. None of them opens anything of Berth itself: their `typ` is
 //! another one than that of the tokens that it believes.
 
-use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
-use serde::{Deserialize, Serialize};
+use jsonwebtoken::{Header, encode};
+use serde::Serialize;
 use ulid::Ulid;
 
 use super::{Authority, now};
@@ -14,10 +14,6 @@ const EVENT: &str = "event+jwt";
 /// How long such a token is good for, in seconds: long enough for clocks that are a little off.
 const LIFE: u64 = 300;
 
-/// How long a token for Google is good for, in seconds: the most that Google takes.
-/// <https://developers.google.com/identity/protocols/oauth2/service-account#jwt-auth>
-pub const GOOGLE_LIFE: u64 = 3600;
-
 /// What is said to the receiver of an event.
 #[derive(Serialize)]
 struct Vouched<'a> {
@@ -27,25 +23,6 @@ struct Vouched<'a> {
     iat: u64,
     exp: u64,
     jti: String,
-}
-
-/// What of a service account's key is needed.
-#[derive(Deserialize)]
-struct ServiceAccountKey {
-    client_email: String,
-    private_key: String,
-    #[serde(default)]
-    private_key_id: Option<String>,
-}
-
-/// What is said to Google.
-#[derive(Serialize)]
-struct Asserted<'a> {
-    iss: &'a str,
-    sub: &'a str,
-    aud: &'a str,
-    iat: u64,
-    exp: u64,
 }
 
 impl Authority {
@@ -66,34 +43,14 @@ impl Authority {
     }
 }
 
-/// The token by which a Google service account shows itself to the service `audience`, signed by its own key, from
-/// the JSON of that key. It is good for [`GOOGLE_LIFE`].
-///
-/// # Errors
-/// The key can't be used, in words that show nothing of it.
-pub fn google_token(json: &str, audience: &str) -> std::result::Result<String, String> {
-    let unusable = |what: &str| format!("the service account's {what}");
-    let key: ServiceAccountKey = serde_json::from_str(json).map_err(|_| unusable("key is no JSON key"))?;
-    let signing = EncodingKey::from_rsa_pem(key.private_key.as_bytes());
-    let signing = signing.map_err(|_| unusable("private_key is no RSA key in PEM"))?;
-    let mut header = Header::new(Algorithm::RS256);
-    header.kid = key.private_key_id;
-    let (now, account) = (now(), key.client_email.as_str());
-    let claims = Asserted { iss: account, sub: account, aud: audience, iat: now, exp: now + GOOGLE_LIFE };
-    encode(&header, &claims, &signing).map_err(|_| unusable("private_key can't sign"))
-}
-
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use jsonwebtoken::{DecodingKey, Validation, decode, decode_header};
-    use serde_json::{Value, json};
+    use serde_json::Value;
 
     use super::*;
-    use crate::auth::{
-        AccessRules, Presented,
-        keys::{Key, KeyRing, Kind},
-    };
+    use crate::auth::{AccessRules, Presented};
 
     #[tokio::test]
     async fn a_token_for_others_opens_nothing_here() {
@@ -109,24 +66,5 @@ mod tests {
         let claims = decode::<Value>(&token, &public, &validation).unwrap().claims;
         assert_eq!(claims["sub"], "event:ci");
         assert!(authority.authenticate(&Presented::Token(token), None).await.is_err());
-    }
-
-    #[test]
-    fn a_service_account_shows_itself_by_its_own_key() {
-        let key = Key::make(Kind::Rs256, 0).unwrap();
-        let pem = key.text().split_once('\n').unwrap().1;
-        let json =
-            json!({ "client_email": "ci@p.iam.gserviceaccount.com", "private_key_id": "k1", "private_key": pem });
-        let token = google_token(&json.to_string(), "https://pubsub.googleapis.com/").unwrap();
-        let ring = KeyRing::read(key.text()).unwrap();
-        let public = DecodingKey::from_jwk(&ring.public().keys[0]).unwrap();
-        let mut validation = Validation::new(Algorithm::RS256);
-        validation.set_audience(&["https://pubsub.googleapis.com/"]);
-        let claims = decode::<Value>(&token, &public, &validation).unwrap().claims;
-        assert_eq!(claims["iss"], claims["sub"]);
-        assert_eq!(claims["sub"], "ci@p.iam.gserviceaccount.com");
-        assert_eq!(decode_header(&token).unwrap().kid.as_deref(), Some("k1"));
-        let broken = google_token("{\"client_email\": \"a\", \"private_key\": \"s3cret\"}", "x").unwrap_err();
-        assert!(!broken.contains("s3cret"), "{broken}");
     }
 }

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     pattern::{MediaTypePattern, RepositoryPattern, TagPattern},
-    text::{FilePath, MASK, Text, Word, Written},
+    text::{FilePath, GoogleCredentials, MASK, Text, Word, Written},
 };
 
 /// `[events]`
@@ -44,11 +44,12 @@ pub struct Endpoint {
     /// The topic of `pubsub-topic`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub topic: Option<Text<Topic>>,
-    /// The JSON key of the service account that publishes to the topic. Where it is not set, the file that
-    /// `GOOGLE_APPLICATION_CREDENTIALS` names, else whom the machine or the pod runs as (the metadata server).
+    /// Who publishes to the topic: the JSON of a service account's key, of a workload identity (`external_account`) or
+    /// of a login (`authorized_user`). Where it is not set, what Google's own tools would use counts: the file that
+    /// `GOOGLE_APPLICATION_CREDENTIALS` names, that of `gcloud auth application-default login`, the metadata server.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("x-secret" = true))]
-    pub service_account: Option<Text<ServiceAccount>>,
+    pub credentials: Option<Text<GoogleCredentials>>,
     /// What is told. `pull` is a GET of a manifest (with `blobs`, also of a blob), never a HEAD, and costs each such
     /// pull a write to the index; `mount` is of blobs alone.
     #[serde(default)]
@@ -272,33 +273,6 @@ impl Written for Topic {
 
     fn write(&self) -> String {
         self.0.clone()
-    }
-}
-
-/// The JSON key of a Google service account, shown to nobody.
-#[derive(Clone, PartialEq, Eq)]
-pub struct ServiceAccount(String);
-
-impl ServiceAccount {
-    /// The JSON itself, for the one place that needs it.
-    pub fn reveal(&self) -> &str {
-        &self.0
-    }
-}
-
-impl Written for ServiceAccount {
-    const NAME: &'static str = "ServiceAccount";
-    const WANT: &'static str = "the JSON key of a Google service account ({\"type\": \"service_account\", …})";
-
-    fn read(text: &str) -> Option<Self> {
-        let value: serde_json::Value = serde_json::from_str(text).ok()?;
-        let has = |key: &str| value[key].as_str().is_some_and(|text| !text.is_empty());
-        let good = value["type"] == "service_account" && has("client_email") && has("private_key");
-        good.then(|| Self(text.to_owned()))
-    }
-
-    fn write(&self) -> String {
-        MASK.to_owned()
     }
 }
 

@@ -32,9 +32,7 @@ pub use address::{
 };
 pub use azure::{AccessTier, Azure};
 pub use error::{ConfigError, Origin};
-pub use events::{
-    Endpoint, EndpointUrl, EventAction, EventFormat, Events, Headers, ServiceAccount, Topic, WebhookSecrets,
-};
+pub use events::{Endpoint, EndpointUrl, EventAction, EventFormat, Events, Headers, Topic, WebhookSecrets};
 pub use gcs::Gcs;
 pub use pattern::{AgentPattern, ClaimPattern, MediaTypePattern, RepositoryPattern, TagPattern};
 pub use redis_url::{RedisLayout, RedisUrl};

@@ -23,6 +23,7 @@ use crate::{
     auth::Authority,
     config::{self, Config},
     index::facts::EventFact,
+    outbound::Way,
     storage::{StoreTime, key::EntryName},
 };
 
@@ -124,8 +125,9 @@ impl Endpoint {
         let proxy = config.proxy.url.as_ref().filter(|_| endpoint.proxy).map(|url| url.reveal());
         let place = match (&endpoint.topic, &endpoint.url) {
             (Some(topic), _) => {
-                let http = client(&name, endpoint, proxy, None)?;
-                Place::Topic(Publisher::new(topic, endpoint.service_account.as_ref().map(|key| &key.0), http))
+                let way = Way::new(client(&name, endpoint, proxy, None)?, client(&name, endpoint, None, None)?);
+                let named = endpoint.credentials.as_ref().map(|named| &named.0);
+                Place::Topic(Publisher::new(topic, named, way).map_err(|why| unusable("credentials", why))?)
             }
             (None, Some(url)) => {
                 let url: Url = url.reveal().parse().map_err(|_| unusable("url", "it is no URL".to_owned()))?;
@@ -168,7 +170,7 @@ impl Endpoint {
         let limit = *self.config.timeout;
         let told = async {
             match &self.place {
-                Place::Topic(publisher) => publisher.publish(message, now).await,
+                Place::Topic(publisher) => publisher.publish(message).await,
                 Place::Url { url, http, guard } => {
                     let common = self.common_headers(event, &message, now);
                     let own = match self.own_headers(url, authority) {

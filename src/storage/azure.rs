@@ -29,10 +29,9 @@ use object_store::{ObjectStore, PutPayload, azure::MicrosoftAzureBuilder, path::
 use super::{
     ByteStream, Chunks, Key, MultipartId, Page, PartId, SignedUrl, Stat, StorageError, Store, StoreTime, Unfinished,
     UnfinishedPage,
-    kept::Kept,
     remote::{Patience, RETRIES, Transport, client_for, explain, read, retry},
 };
-use crate::outbound::text_of;
+use crate::outbound::{Kept, text_of};
 use delegation::Delegation;
 use identity::Identity;
 pub use options::{Asks, AzureOptions};

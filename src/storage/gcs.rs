@@ -2,13 +2,9 @@
 //!
 //! The object library puts, reads and uploads in parts, by Google's XML API. What it lacks is asked for here:
 //! listings, removals that the store refuses after their time, URLs that carry their own leave, uploads that have
-//! not ended, and most ways to credentials. It must not copy, rename, or rely on generations: a key is written once.
+//! not ended. Who asks is for `google` to find. It must not copy, rename, or rely on generations: a key is written once.
 
 mod check;
-mod credentials;
-mod exchange;
-mod federation;
-mod key;
 mod options;
 mod requests;
 mod signing;
@@ -18,8 +14,8 @@ use std::{ops::Range, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use http::Method;
 use object_store::{
-    Attribute, Attributes, RetryConfig,
-    gcp::{GoogleCloudStorage, GoogleCloudStorageBuilder},
+    Attribute, Attributes, CredentialProvider, RetryConfig,
+    gcp::{GcpCredential, GoogleCloudStorage, GoogleCloudStorageBuilder},
 };
 
 use super::{
@@ -27,8 +23,7 @@ use super::{
     UnfinishedPage,
     remote::{Handles, Object, Patience, Transport, client_for, explain},
 };
-use credentials::{Credentials, Who, machine_email};
-use exchange::Exchange;
+use crate::google::{Credentials, Exchange, Who, machine_email};
 pub use options::{CredentialsJson, GcsOptions};
 use signing::{Iam, Leave, Signer};
 
@@ -83,8 +78,8 @@ impl Gcs {
         let endpoint = options.endpoint.clone().or(emulator).unwrap_or_else(|| ENDPOINT.to_owned());
         let name = format!("the bucket {:?} at {endpoint}", options.bucket);
         let refused = |why: String| StorageError::Refused(name.clone(), why);
-        let who = Arc::new(Who::find(options.credentials.as_ref(), is_emulator).map_err(refused)?);
-        let exchange = Exchange::new(&transport);
+        let who = Arc::new(who(&options, is_emulator).map_err(refused)?);
+        let exchange = Exchange::new(transport.way.clone(), options.patience.call);
         let credentials = Credentials::new(Arc::clone(&who), exchange.clone());
         credentials.token().await.map_err(|why| refused(no_credentials(&who, &why)))?;
         let signer = signer(&options, &who, &credentials, &exchange).await.map_err(refused)?;
@@ -172,6 +167,27 @@ fn emulator() -> Option<String> {
     let host = std::env::var("STORAGE_EMULATOR_HOST").ok().filter(|host| !host.is_empty())?;
     let url = if host.contains("://") { host } else { format!("http://{host}") };
     Some(url.trim_end_matches('/').to_owned())
+}
+
+/// Whom the options name, else whomever Google's own tools would find.
+fn who(options: &GcsOptions, is_emulator: bool) -> Result<Who, String> {
+    match &options.credentials {
+        Some(CredentialsJson(json)) => Who::read(json).map_err(|why| format!("storage.gcs.credentials: {why}")),
+        None => Who::find(is_emulator),
+    }
+}
+
+#[async_trait]
+impl CredentialProvider for Credentials {
+    type Credential = GcpCredential;
+
+    async fn get_credential(&self) -> object_store::Result<Arc<GcpCredential>> {
+        let token = self.token().await.map_err(|why| object_store::Error::Unauthenticated {
+            path: "credentials".to_owned(),
+            source: format!("there are no credentials: {why}").into(),
+        })?;
+        Ok(Arc::new(GcpCredential { bearer: token.as_deref().unwrap_or_default().to_owned() }))
+    }
 }
 
 /// What to do where there is no token.

@@ -4,7 +4,6 @@
 //! repositories' rules. A key is written at most once and never reused, so no store has to offer
 //! conditional writes; what comes too late is recognised by time instead (see [`Store::put`]).
 
-mod kept;
 mod remote;
 
 pub mod azure;

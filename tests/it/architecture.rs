@@ -127,13 +127,13 @@ fn every_example_of_settings_is_accepted() {
             let secret = "secret = \"whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw\"";
             let block = block
                 .replace("secret_file = \"/run/secrets/berth-webhook\"", secret)
-                .replace("service_account_file = \"/run/secrets/publisher.json\"", "")
                 .replace("headers_file = \"/run/secrets/github-headers\"", "");
             let key = "key = \"-----BEGIN PRIVATE KEY-----\"";
             let block = block
                 .replace("private_key_file = \"/etc/berth/cloudfront.pem\"", &format!("private_{key}"))
                 .replace("key_file = \"/etc/berth/cdn.key\"", "key = \"AAAAAAAAAAAAAAAAAAAAAA==\"")
                 .replace("credentials_file = \"/etc/berth/google.json\"", "credentials = \"{}\"")
+                .replace("credentials_file = \"/run/secrets/publisher.json\"", "credentials = \"{}\"")
                 .replace("keys_file = \"/etc/berth/keys.pem\"", &key.replace("key =", "keys ="));
             if let Err(error) = berth::config::Config::parse(Path::new("example.toml"), &block) {
                 panic!("{}: {error}", path.display());

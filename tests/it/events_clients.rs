@@ -337,7 +337,12 @@ async fn a_topic_is_published_to_as_its_reference_says() {
         _ => StatusCode::BAD_REQUEST.into_response(),
     });
     let host = pubsub.address.to_string();
-    let more = [("TOPIC", "projects/my-project/topics/gcr"), ("PUBSUB_EMULATOR_HOST", host.as_str())];
+    let more = [
+        ("TOPIC", "projects/my-project/topics/gcr"),
+        ("PUBSUB_EMULATOR_HOST", host.as_str()),
+        // No emulator is shown a token.
+        ("CREDENTIALS", "{}"),
+    ];
     let berth = start("pubsub-topic", "", &more);
     let digest = tokio::task::block_in_place(|| doings(&berth));
     let told = pubsub.until(5).await;
@@ -348,6 +353,7 @@ async fn a_topic_is_published_to_as_its_reference_says() {
             let mut publish: Publish = serde_json::from_slice(&told.body).unwrap();
             let message = publish.messages.remove(0);
             assert_eq!((message.ordering_key.as_str(), message.attributes.len()), ("team/app", 1));
+            assert_eq!(told.header("authorization"), "");
             serde_json::from_slice(&STANDARD.decode(message.data).unwrap()).unwrap()
         })
         .collect();

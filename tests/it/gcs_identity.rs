@@ -62,7 +62,7 @@ pub(crate) fn believed(google: &Google, asked: &Asked) -> Result<String, Refusal
     Ok(who)
 }
 
-fn by_token(google: &Google, token: &str) -> Result<String, Refusal> {
+pub(crate) fn by_token(google: &Google, token: &str) -> Result<String, Refusal> {
     if let Some((who, until)) = google.tokens.lock().unwrap().get(token) {
         return if *until > SystemTime::now() { Ok(who.clone()) } else { refuse(401, "AuthenticationRequired") };
     }
@@ -181,7 +181,8 @@ pub(crate) async fn by_others(google: &Google, asked: &Asked, path: &str) -> Ans
 }
 
 fn exchange(google: &Google, asked: &Asked) -> Answer {
-    let form = pairs(std::str::from_utf8(&asked.body).unwrap());
+    // In a form, and only there, a space may be written so.
+    let form = pairs(&std::str::from_utf8(&asked.body).unwrap().replace('+', "%20"));
     let wanted = [
         ("grant_type", "urn:ietf:params:oauth:grant-type:token-exchange"),
         ("audience", POOL),

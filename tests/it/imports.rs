@@ -10,11 +10,12 @@ use std::{
 };
 
 /// The levels, lowest first.
-const LEVELS: [&[&str]; 15] = [
+const LEVELS: [&[&str]; 16] = [
     &["oci"],
     &["telemetry"],
     &["config"],
     &["outbound"],
+    &["google"],
     &["storage"],
     &["index"],
     &["error"],
@@ -50,14 +51,14 @@ const OWNED: [(&str, &[&str]); 38] = [
     ("argon2", &["auth"]),
     ("aws_config", &["storage"]),
     ("aws_credential_types", &["storage"]),
-    ("aws_lc_rs", &["auth", "redirect", "storage"]),
+    ("aws_lc_rs", &["auth", "google", "redirect", "storage"]),
     ("aws_sdk_s3", &["storage"]),
     ("aws_smithy_runtime_api", &["storage"]),
     ("aws_types", &["storage"]),
     ("axum", &["api", "app", "server"]),
-    ("base64", &["auth", "cli", "config", "delivery", "redirect", "registry", "storage", "upload"]),
+    ("base64", &["auth", "cli", "config", "delivery", "google", "redirect", "registry", "storage", "upload"]),
     ("bcrypt", &["auth"]),
-    ("chrono", &["auth", "cli", "storage"]),
+    ("chrono", &["auth", "cli", "google", "storage"]),
     ("clap", &["cli"]),
     ("clap_complete", &["cli"]),
     ("hmac", &["delivery", "storage", "upload"]),
@@ -74,9 +75,9 @@ const OWNED: [(&str, &[&str]); 38] = [
     ("quick_xml", &["storage"]),
     ("redb", &["index"]),
     ("redis", &["index"]),
-    ("reqwest", &["auth", "cli", "delivery", "outbound", "storage"]),
+    ("reqwest", &["auth", "cli", "delivery", "google", "outbound", "storage"]),
     ("rustix", &["epoch", "storage", "telemetry"]),
-    ("rustls", &["index", "redirect", "server", "storage"]),
+    ("rustls", &["google", "index", "redirect", "server"]),
     ("schemars", &["config"]),
     ("serde_path_to_error", &["config"]),
     ("sha2", &["auth", "delivery", "oci", "storage", "upload"]),

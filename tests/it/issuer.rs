@@ -60,7 +60,7 @@ impl Issuer {
             let (status, location, body) = answers.0.lock().unwrap().get(&path).cloned().unwrap_or(nothing);
             http::Response::builder().status(status).header("location", location).body(Body::from(body)).unwrap()
         });
-        let acceptor = acceptor(&ca);
+        let acceptor = acceptor(&["localhost", "127.0.0.1"], &ca);
         let accepting = tokio::spawn(async move {
             while let Ok((socket, _)) = listener.accept().await {
                 let (acceptor, service) = (acceptor.clone(), TowerToHyperService::new(router.clone()));
@@ -119,8 +119,8 @@ impl Issuer {
 }
 
 /// TLS with a certificate that vouches for itself, and is written to a file for those who shall trust it.
-fn acceptor(file: &Path) -> TlsAcceptor {
-    let names = ["localhost", "127.0.0.1"].map(str::to_owned);
+pub(crate) fn acceptor(names: &[&str], file: &Path) -> TlsAcceptor {
+    let names: Vec<String> = names.iter().map(ToString::to_string).collect();
     let made = rcgen::generate_simple_self_signed(names).unwrap();
     fs::write(file, made.cert.pem()).unwrap();
     let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();

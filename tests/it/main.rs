@@ -36,6 +36,7 @@ mod events_backlog;
 mod events_clients;
 mod events_crash;
 mod events_delivery;
+mod events_topic;
 mod fake_gcs;
 mod fuzz_parsers;
 mod gcs;

@@ -80,7 +80,7 @@ fn check_place(endpoint: &Endpoint) -> Broken {
         if endpoint.url.is_none() {
             return broken("url", "found nothing", "want the URL that is told");
         }
-        let of_topics = [("topic", endpoint.topic.is_some()), ("service_account", endpoint.service_account.is_some())];
+        let of_topics = [("topic", endpoint.topic.is_some()), ("credentials", endpoint.credentials.is_some())];
         let (key, _) = of_topics.into_iter().find(|(_, is_set)| *is_set)?;
         return broken(key, format!("found with format = \"{format}\""), "want it only with format = \"pubsub-topic\"");
     }

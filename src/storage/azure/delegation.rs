@@ -10,11 +10,12 @@ use http::Method;
 use object_store::PutPayload;
 
 use super::{
-    super::{StoreTime, kept::Source},
+    super::StoreTime,
     fault::Fault,
     request::{Ask, Service},
     sas::DelegationKey,
 };
+use crate::outbound::Source;
 
 /// For how long a key is asked for: a little less than the seven days that Azure gives at most.
 const LIFE: Duration = Duration::from_secs((7 * 24 - 1) * 60 * 60);

@@ -17,15 +17,11 @@ use object_store::{
 };
 
 use super::{
-    super::{
-        StorageError,
-        kept::{Kept, Source},
-        remote::Transport,
-    },
+    super::{StorageError, remote::Transport},
     options::{Asks, AzureOptions},
     sas::AccountKey,
 };
-use crate::outbound::text_of;
+use crate::outbound::{Kept, Source, text_of};
 
 /// For how long a token is used before the library is asked for it again: less than the five minutes for which
 /// each that it gives is good at the least.

@@ -16,13 +16,13 @@ use object_store::{
 use super::{
     super::{
         StoreTime,
-        remote::{RETRIES, Transport, pause_before},
+        remote::{RETRIES, Transport},
     },
     fault::{Fault, Refusal},
     identity::Identity,
     sas::escape,
 };
-use crate::outbound::text_of;
+use crate::outbound::{pause_before, text_of};
 
 /// The version of the service that is spoken. The library's own requests name it as well.
 const VERSION: &str = "2023-11-03";

@@ -1,6 +1,6 @@
 //! What can be said about a bucket of Google Cloud Storage: where it is, who asks, and how long to wait.
 //!
-//! Nothing is looked up here; what is left open is for `credentials` to find.
+//! Nothing is looked up here; what is left open is for `google` to find.
 
 use std::fmt;
 

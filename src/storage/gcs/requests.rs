@@ -14,13 +14,14 @@ use serde::Deserialize;
 use tokio::time::Instant;
 
 use super::{
-    super::remote::{RETRIES, pause_before},
+    super::remote::RETRIES,
     Gcs, Key, MultipartId, Page, Signer, Stat, StorageError, Store, StoreTime, Unfinished, UnfinishedPage,
-    credentials::bearer,
-    exchange::said,
     signing::{escaped, object_path},
 };
-use crate::outbound::text_of;
+use crate::{
+    google::{bearer, said},
+    outbound::{pause_before, text_of},
+};
 
 /// Why a request came to nothing.
 #[derive(Clone, Debug)]
@@ -249,7 +250,7 @@ impl Gcs {
         loop {
             let token = self.credentials.token().await;
             let token = token.map_err(|why| Failure::other(format!("there are no credentials: {why}")))?;
-            let failure = match self.ask(Method::GET, url, Some(bearer(&token))).await {
+            let failure = match self.ask(Method::GET, url, token.as_deref().map(bearer)).await {
                 Ok((status, body)) if status.is_success() => return Ok(body),
                 Ok((status, body)) => Failure::answered(status, &body),
                 Err(text) => Failure::other(text),

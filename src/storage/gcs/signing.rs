@@ -12,12 +12,8 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use http::Method;
 use serde::Deserialize;
 
-use super::{
-    StoreTime,
-    credentials::{Credentials, bearer},
-    exchange::Exchange,
-    key::ServiceKey,
-};
+use super::StoreTime;
+use crate::google::{Credentials, Exchange, ServiceKey, bearer};
 
 /// The longest life of a URL that a key of one's own signs, seven days:
 /// <https://cloud.google.com/storage/docs/access-control/signed-urls>.
@@ -103,7 +99,8 @@ impl Iam {
         let token = self.credentials.token().await?;
         let url = format!("{}/v1/projects/-/serviceAccounts/{}:signBlob", self.endpoint, self.email);
         let wanted = serde_json::json!({"payload": STANDARD.encode(text)});
-        let Signed { signed_blob } = self.exchange.post_json(&url, bearer(&token), &wanted).await?;
+        let Signed { signed_blob } =
+            self.exchange.post_json(&url, bearer(token.as_deref().unwrap_or_default()), &wanted).await?;
         STANDARD.decode(signed_blob).map_err(|_| "IAM gave a signature that is not in base64".to_owned())
     }
 }

@@ -1,7 +1,5 @@
 //! What went wrong, named by what the caller can do about it.
 
-use std::time::Duration;
-
 use super::super::StorageError;
 use crate::outbound::text_of;
 
@@ -45,25 +43,4 @@ pub(in crate::storage) fn is_in_the_way(error: &StorageError) -> bool {
 fn says_one_of(error: &StorageError, codes: &[&str]) -> bool {
     let StorageError::Unavailable(_, text) = error else { return false };
     codes.iter().any(|code| text.contains(&format!("<Code>{code}</Code>")))
-}
-
-/// How long to wait before the `failures`-th repetition, from 1: at random, up to a bound that doubles from
-/// 200 ms to 3.2 s, so that those who failed together don't come back together.
-pub(in crate::storage) fn pause_before(failures: usize) -> Duration {
-    let most = 200_u128 << failures.clamp(1, 5).saturating_sub(1);
-    Duration::from_millis((ulid::Ulid::r#gen().random() % most) as u64)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pauses_are_at_random_and_bounded() {
-        for (failures, most) in [(0, 200), (1, 200), (2, 400), (5, 3200), (50, 3200)] {
-            let pauses: Vec<Duration> = (0..200).map(|_| pause_before(failures)).collect();
-            assert!(pauses.iter().all(|pause| pause.as_millis() < most), "{failures}");
-            assert!(pauses.iter().any(|pause| pause.as_millis() > most / 2), "{failures}");
-        }
-    }
 }

@@ -14,10 +14,10 @@ use object_store::{
 use super::{
     super::{ByteStream, Chunks, Key, MultipartId, PartId, StorageError, StoreTime},
     Patience,
-    fault::{explain, is_in_the_way, pause_before},
+    fault::{explain, is_in_the_way},
     reading,
 };
-use crate::outbound::text_of;
+use crate::outbound::{pause_before, text_of};
 
 /// How often a request that may be repeated is tried again, each time after a random and longer while.
 pub(in crate::storage) const RETRIES: usize = 4;

@@ -12,7 +12,7 @@ mod reading;
 mod transport;
 
 pub use egress::{Egress, Patience};
-pub(super) use fault::{code_in, explain, is_too_busy, pause_before};
+pub(super) use fault::{code_in, explain, is_too_busy};
 pub(super) use handles::{Handles, Object, RETRIES, retry};
 pub(super) use reading::read;
 pub(super) use transport::{Transport, client_for};

@@ -11,8 +11,9 @@ use object_store::{GetOptions, GetRange, ObjectStore, path::Path};
 
 use super::{
     super::{ByteStream, StorageError},
-    fault::{explain, pause_before},
+    fault::explain,
 };
+use crate::outbound::pause_before;
 
 /// How often in a row a stream is taken up again without a byte coming of it.
 const ATTEMPTS: usize = 4;

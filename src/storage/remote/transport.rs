@@ -34,7 +34,7 @@ use super::{
     egress::{Egress, Patience},
     pace::Pace,
 };
-use crate::outbound::{self, text_of};
+use crate::outbound::{self, Way, is_near, text_of};
 
 /// For how long a connection that nobody uses is kept. Shorter than any store keeps it, so that no request
 /// meets one that is being closed.
@@ -46,9 +46,7 @@ const STEP: usize = 64 << 10;
 /// A way to the store. Clones share connections, clock and pace.
 #[derive(Clone, Debug)]
 pub(in crate::storage) struct Transport {
-    client: reqwest::Client,
-    /// For what is on this machine or on its link, which no proxy can reach.
-    direct: reqwest::Client,
+    pub(in crate::storage) way: Way,
     pub(in crate::storage) clock: Clock,
     pace: Pace,
     /// For an answer, once the request is sent.
@@ -64,8 +62,7 @@ impl Transport {
     /// One line that says which of the options can't be used.
     pub(in crate::storage) fn new(egress: &Egress, patience: Patience) -> Result<Self, StorageError> {
         Ok(Self {
-            client: client(egress, patience)?,
-            direct: built(builder(egress, patience)?.no_proxy())?,
+            way: Way::new(client(egress, patience)?, built(builder(egress, patience)?.no_proxy())?),
             clock: Clock::default(),
             pace: Pace::default(),
             answer: patience.call,
@@ -92,7 +89,7 @@ impl Transport {
         let mut outgoing = reqwest::Request::new(parts.method, url);
         *outgoing.headers_mut() = parts.headers;
         *outgoing.body_mut() = Some(Sending::gather(body, &progress).await?.into_body());
-        let client = if is_near(outgoing.url().host_str()) { &self.direct } else { &self.client };
+        let client = self.way.to(outgoing.url().host_str());
         let sent = uptime();
         let answer = self.while_it_moves(client.execute(outgoing), &progress).await?;
         self.clock.observe(answer.headers(), sent);
@@ -171,18 +168,6 @@ fn builder(egress: &Egress, patience: Patience) -> Result<reqwest::ClientBuilder
 
 fn unusable(about: &str, error: &dyn Error) -> StorageError {
     StorageError::Refused(about.to_owned(), text_of(error))
-}
-
-/// Whether a host is this machine, or one that is reached on the link only: there the clouds keep credentials.
-fn is_near(host: Option<&str>) -> bool {
-    let host = host.unwrap_or_default().trim_matches(['[', ']']);
-    match host.parse::<std::net::IpAddr>() {
-        Ok(std::net::IpAddr::V4(address)) => address.is_loopback() || address.is_link_local(),
-        // The addresses by which AWS' machines and clusters are asked over IPv6 begin so.
-        Ok(std::net::IpAddr::V6(address)) => address.is_loopback() || address.segments()[..2] == [0xfd00, 0xec2],
-        // By the second name Google's machines and clusters are asked for credentials.
-        Err(_) => matches!(host, "localhost" | "metadata.google.internal"),
-    }
 }
 
 /// Whether a request was taken cannot be told from most errors; the caller knows whether that matters.

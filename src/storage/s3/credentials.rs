@@ -9,8 +9,7 @@ use async_trait::async_trait;
 use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider, error::CredentialsError, future};
 use object_store::{CredentialProvider, aws::AwsCredential};
 
-use super::super::kept::{Kept, Source};
-use crate::outbound::text_of;
+use crate::outbound::{Kept, Source, text_of};
 
 /// The credentials, found when they are first asked for.
 #[derive(Clone, Debug)]

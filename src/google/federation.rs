@@ -11,7 +11,6 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use http::Method;
 use serde::Deserialize;
 
 use super::{
@@ -26,7 +25,7 @@ const LIFE: Duration = Duration::from_secs(3600);
 /// An identity of somebody else's that Google trusts, as `gcloud iam workload-identity-pools create-cred-config`
 /// writes it down.
 #[derive(Deserialize)]
-pub(super) struct Federated {
+pub(crate) struct Federated {
     audience: String,
     subject_token_type: String,
     token_url: String,
@@ -93,7 +92,7 @@ impl Federated {
     }
 
     /// The service account that it stands in for, by its email address.
-    pub(super) fn email(&self) -> Option<&str> {
+    pub(crate) fn email(&self) -> Option<&str> {
         let (_, rest) = self.service_account_impersonation_url.as_ref()?.rsplit_once("/serviceAccounts/")?;
         rest.strip_suffix(":generateAccessToken")
     }
@@ -130,8 +129,7 @@ impl Subject {
             (None, Some(url)) => {
                 let headers: Vec<(&str, &str)> =
                     self.headers.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
-                let answer = exchange.send(Method::GET, url, &headers, Vec::new()).await?;
-                String::from_utf8(answer.to_vec()).map_err(|_| "the subject's token is not text")?
+                exchange.get_text(url, &headers).await?
             }
             (None, None) => return Err("there is no source of the subject's token".to_owned()),
         };

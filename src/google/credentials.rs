@@ -12,17 +12,10 @@ use std::{
 };
 
 use async_trait::async_trait;
-use http::Method;
-use object_store::{CredentialProvider, gcp::GcpCredential};
 use serde::Deserialize;
 
-use super::{
-    super::kept::{Kept, Source},
-    exchange::Exchange,
-    federation::Federated,
-    key::ServiceKey,
-    options::CredentialsJson,
-};
+use super::{exchange::Exchange, federation::Federated, key::ServiceKey};
+use crate::outbound::{Kept, Source};
 
 /// What a token may be used for. That for storage alone would not let IAM sign.
 pub(super) const SCOPE: &str = "https://www.googleapis.com/auth/cloud-platform";
@@ -38,7 +31,7 @@ const LOGIN_FILE: &str = ".config/gcloud/application_default_credentials.json";
 
 /// Who asks.
 #[derive(Debug)]
-pub(super) enum Who {
+pub(crate) enum Who {
     /// A service account, by its own key.
     Key(Arc<ServiceKey>),
     /// An identity of somebody else's that Google trusts.
@@ -56,7 +49,7 @@ pub(super) enum Who {
 
 /// What `gcloud auth application-default login` leaves behind.
 #[derive(Deserialize)]
-pub(super) struct Login {
+pub(crate) struct Login {
     client_id: String,
     client_secret: String,
     refresh_token: String,
@@ -78,14 +71,11 @@ struct KeyFile {
 }
 
 impl Who {
-    /// Whom the JSON names, else whomever Google's own tools would find.
+    /// Whomever Google's own tools would find.
     ///
     /// # Errors
     /// What is wrong with the credentials, in one line that names where they are.
-    pub(super) fn find(named: Option<&CredentialsJson>, is_emulator: bool) -> Result<Self, String> {
-        if let Some(CredentialsJson(json)) = named {
-            return Self::read(json).map_err(|why| format!("storage.gcs.credentials: {why}"));
-        }
+    pub(crate) fn find(is_emulator: bool) -> Result<Self, String> {
         let file = env::var_os("GOOGLE_APPLICATION_CREDENTIALS").filter(|file| !file.is_empty());
         if let Some(file) = file.map(PathBuf::from) {
             return Self::read_file(&file);
@@ -106,7 +96,11 @@ impl Who {
         Self::read(&json).map_err(|why| format!("{}: {why}", file.display()))
     }
 
-    fn read(json: &str) -> Result<Self, String> {
+    /// Whom the JSON names.
+    ///
+    /// # Errors
+    /// What is wrong with it, in a few words that show nothing of it.
+    pub(crate) fn read(json: &str) -> Result<Self, String> {
         let json: serde_json::Value = serde_json::from_str(json).map_err(|_| "it is not JSON")?;
         match json["type"].as_str() {
             Some("service_account") => {
@@ -133,7 +127,7 @@ fn fields<T: serde::de::DeserializeOwned>(json: serde_json::Value) -> Result<T, 
 
 /// The token by which whoever asks is believed.
 #[derive(Clone, Debug)]
-pub(super) struct Credentials(Kept<Tokens>);
+pub(crate) struct Credentials(Kept<Tokens>);
 
 /// Where tokens come from.
 struct Tokens {
@@ -151,29 +145,34 @@ struct Given {
 
 impl Credentials {
     /// Those of `who`. Nothing is asked for yet.
-    pub(super) fn new(who: Arc<Who>, exchange: Exchange) -> Self {
+    pub(crate) fn new(who: Arc<Who>, exchange: Exchange) -> Self {
         Self(Kept::new(Tokens { who, exchange }))
     }
 
-    /// The token; or, in one line, why there is none.
-    pub(super) async fn token(&self) -> Result<Arc<GcpCredential>, String> {
+    /// The token, `None` for nobody's; or, in one line, why there is none.
+    pub(crate) async fn token(&self) -> Result<Option<Arc<str>>, String> {
         Ok(self.0.get(SystemTime::now()).await?.value)
+    }
+
+    /// Makes the next one who asks get a new token, since the one that was shown is not believed.
+    pub(crate) fn forget(&self) {
+        self.0.forget();
     }
 }
 
 #[async_trait]
 impl Source for Tokens {
-    type Value = Arc<GcpCredential>;
+    type Value = Option<Arc<str>>;
 
-    async fn find(&self) -> Result<(Arc<GcpCredential>, Option<SystemTime>), String> {
-        let (bearer, expires) = match &*self.who {
+    async fn find(&self) -> Result<(Self::Value, Option<SystemTime>), String> {
+        let (token, expires) = match &*self.who {
             Who::Key(key) => key.token(SystemTime::now())?,
             Who::Federated(federated) => federated.token(&self.exchange).await?,
             Who::Login(login) => self.log_in(login).await?,
             Who::Machine { host } => self.ask_machine(host).await?,
-            Who::Nobody => return Ok((Arc::new(GcpCredential { bearer: String::new() }), None)),
+            Who::Nobody => return Ok((None, None)),
         };
-        Ok((Arc::new(GcpCredential { bearer }), Some(expires)))
+        Ok((Some(token.into()), Some(expires)))
     }
 }
 
@@ -203,9 +202,8 @@ fn machine_url(host: &str, what: &str) -> String {
 }
 
 /// The email address of this machine's account, or whatever stands in its place.
-pub(super) async fn machine_email(exchange: &Exchange, host: &str) -> Result<String, String> {
-    let answer = exchange.send(Method::GET, &machine_url(host, "email"), &METADATA, Vec::new()).await?;
-    Ok(String::from_utf8_lossy(&answer).trim().to_owned())
+pub(crate) async fn machine_email(exchange: &Exchange, host: &str) -> Result<String, String> {
+    Ok(exchange.get_text(&machine_url(host, "email"), &METADATA).await?.trim().to_owned())
 }
 
 /// The moment in so many seconds.
@@ -214,18 +212,6 @@ pub(super) fn until(seconds: u64) -> SystemTime {
 }
 
 /// The header by which a token is shown.
-pub(super) fn bearer(token: &GcpCredential) -> (&'static str, String) {
-    ("authorization", format!("Bearer {}", token.bearer))
-}
-
-#[async_trait]
-impl CredentialProvider for Credentials {
-    type Credential = GcpCredential;
-
-    async fn get_credential(&self) -> object_store::Result<Arc<GcpCredential>> {
-        self.token().await.map_err(|why| object_store::Error::Unauthenticated {
-            path: "credentials".to_owned(),
-            source: format!("there are no credentials: {why}").into(),
-        })
-    }
+pub(crate) fn bearer(token: &str) -> (&'static str, String) {
+    ("authorization", format!("Bearer {token}"))
 }

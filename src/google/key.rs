@@ -22,9 +22,9 @@ const TOKEN_LIFE: Duration = Duration::from_secs(3600);
 const SKEW: Duration = Duration::from_secs(10);
 
 /// The key of a service account.
-pub(super) struct ServiceKey {
+pub(crate) struct ServiceKey {
     /// The account's email address.
-    pub(super) email: String,
+    pub(crate) email: String,
     id: String,
     key: RsaKeyPair,
 }
@@ -53,7 +53,7 @@ impl ServiceKey {
     }
 
     /// The signature by RSA (PKCS#1 v1.5) and SHA-256.
-    pub(super) fn sign(&self, message: &[u8]) -> Result<Vec<u8>, String> {
+    pub(crate) fn sign(&self, message: &[u8]) -> Result<Vec<u8>, String> {
         let mut signature = vec![0; self.key.public_modulus_len()];
         let signed = self.key.sign(&RSA_PKCS1_SHA256, &SystemRandom::new(), message, &mut signature);
         signed.map_err(|_| "the key could not sign".to_owned())?;

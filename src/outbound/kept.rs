@@ -1,4 +1,4 @@
-//! What a store is asked with (a key, a token), kept until shortly before it expires.
+//! What others are asked with (a key, a token), kept until shortly before it expires.
 //!
 //! Signing happens on the way of every request and of every redirect, so what is held is given out at once, and
 //! replaced in the background while it is still good. Nothing here is ever logged.
@@ -22,7 +22,7 @@ const FIND: Duration = Duration::from_secs(30);
 
 /// Where new ones come from.
 #[async_trait]
-pub(super) trait Source: Send + Sync + 'static {
+pub(crate) trait Source: Send + Sync + 'static {
     /// What is found: cheap to clone.
     type Value: Clone + Send + Sync + 'static;
 
@@ -31,7 +31,7 @@ pub(super) trait Source: Send + Sync + 'static {
 }
 
 /// Something that is kept, found when it is first asked for. Clones share it.
-pub(super) struct Kept<S: Source>(Arc<Shared<S>>);
+pub(crate) struct Kept<S: Source>(Arc<Shared<S>>);
 
 impl<S: Source> Clone for Kept<S> {
     fn clone(&self) -> Self {
@@ -54,10 +54,10 @@ struct Shared<S: Source> {
 }
 
 #[derive(Clone)]
-pub(super) struct Held<T> {
-    pub(super) value: T,
+pub(crate) struct Held<T> {
+    pub(crate) value: T,
     /// `None` for what is good for ever.
-    pub(super) expires: Option<SystemTime>,
+    pub(crate) expires: Option<SystemTime>,
     /// When to look for another.
     replace: Option<SystemTime>,
 }
@@ -74,19 +74,24 @@ impl<T> Held<T> {
 
 impl<S: Source> Kept<S> {
     /// What `source` finds. Nothing is asked for yet.
-    pub(super) fn new(source: S) -> Self {
+    pub(crate) fn new(source: S) -> Self {
         Self(Arc::new(Shared { source, held: Mutex::new(None), finding: Arc::default() }))
     }
 
     /// For how long what is signed now stays good; `None` for as long as one likes.
-    pub(super) async fn life(&self) -> Result<Option<Duration>, String> {
+    pub(crate) async fn life(&self) -> Result<Option<Duration>, String> {
         let now = SystemTime::now();
         let expires = self.get(now).await?.expires;
         Ok(expires.map(|expires| expires.duration_since(now).unwrap_or_default()))
     }
 
+    /// Holds nothing any more: what was held is not good after all.
+    pub(crate) fn forget(&self) {
+        *self.0.held.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
     /// What is held, else what is found now; or, in one line, why there is none.
-    pub(super) async fn get(&self, now: SystemTime) -> Result<Held<S::Value>, String> {
+    pub(crate) async fn get(&self, now: SystemTime) -> Result<Held<S::Value>, String> {
         if let Some(held) = self.0.held(now) {
             if held.is_due(now)
                 && let Ok(turn) = Arc::clone(&self.0.finding).try_lock_owned()
@@ -94,10 +99,7 @@ impl<S: Source> Kept<S> {
                 let shared = Arc::clone(&self.0);
                 tokio::spawn(async move {
                     if let Err(error) = shared.find().await {
-                        tracing::warn!(
-                            error,
-                            "new credentials for the bucket were not found; the old ones are used on"
-                        );
+                        tracing::warn!(error, "new credentials were not found; the old ones are used on");
                         shared.put_off();
                     }
                     drop(turn);
