@@ -82,6 +82,8 @@ async fn launch(tls: Option<(Ipv4Addr, TempDir, String)>) -> Azurite {
         // No longer than clients keep a connection that nobody uses.
         .args(["--blobKeepAliveTimeout", "60", "--inMemoryPersistence", "--disableTelemetry", "--silent"])
         .env("AZURITE_ACCOUNTS", format!("{ACCOUNT}:{KEY}"))
+        // It ends where a client that is cut off leaves it with a promise that nobody waits for.
+        .env("NODE_OPTIONS", "--unhandled-rejections=warn")
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::null());
