@@ -71,7 +71,7 @@ pub(crate) async fn measure(options: &Options) -> Result<()> {
     }
     fs::create_dir_all(directory.join("buckets/registry"))?;
     let (bucket, redis) = (Gateway::start(&directory).await?, free_address()?);
-    let first_redis = start_redis(redis).await?;
+    let mut first_redis = start_redis(redis).await?;
     let product = Product::berth(&options.berth)?.with(&[
         ("BERTH_STORAGE__URL", "s3://registry"),
         ("BERTH_STORAGE__S3__ENDPOINT", &format!("http://{}", bucket.address)),
@@ -86,7 +86,8 @@ pub(crate) async fn measure(options: &Options) -> Result<()> {
     let calm = pulls(server.address, options, Instant::now() + BEFORE).await?;
     let memory_before = proc::memory(server.pid)?;
     let lost = Instant::now();
-    drop(first_redis);
+    // Until it is gone no other can have its port.
+    first_redis.kill().await?;
     let _second_redis = start_redis(redis).await?;
     let pulled = async {
         let suspect = pulls(server.address, options, lost + WITHOUT).await?;
