@@ -100,6 +100,6 @@ pub enum Action {
     AdoptManifest(usize, usize),
     /// `reconcile.rs`: `adopt_all` ends.
     MarkReconciled(usize),
-    /// `reconcile.rs`: `settle`.
+    /// `reconcile/walk.rs`: `settle`.
     Settle(usize),
 }

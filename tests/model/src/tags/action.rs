@@ -82,9 +82,9 @@ pub enum Action {
     AdoptTag(usize),
     /// `reconcile.rs`: `adopt_all` ends.
     MarkReconciled(usize),
-    /// `reconcile.rs`: `walk` finds no repository that isn't reconciled.
+    /// `reconcile/walk.rs`: `walk` finds no repository that isn't reconciled.
     Walk(usize, usize),
-    /// `reconcile.rs`: `settle`.
+    /// `reconcile/walk.rs`: `settle`.
     Settle(usize),
     /// The server's replica gets what the server has.
     CopyToReplica,
