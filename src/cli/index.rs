@@ -17,7 +17,7 @@ use crate::{
     inspect::{Cost, Counted, Counts, IndexState},
     oci::RepositoryName,
     reconcile::{self, Adopted, Walked},
-    telemetry,
+    telemetry::{self, Log},
     verify::{self, Repair, Verified},
 };
 
@@ -83,12 +83,12 @@ pub(super) fn run(command: Command, loaded: &Loaded) -> Result<(), Failure> {
 }
 
 /// What goes wrong in between is a warning of the log; that a new epoch has to be waited for is news from `epoch`.
-fn log() -> Result<(), Failure> {
+fn log() -> Result<Log, Failure> {
     Ok(telemetry::init(telemetry::Format::Text, "warn,berth::epoch=info").map_err(io::Error::other)?)
 }
 
 async fn take(config: &Config, how: &Take) -> Result<(), Failure> {
-    log()?;
+    let _log = log()?;
     let takeover = Takeover::open(config).await?;
     let owner = match takeover.standing().await? {
         Standing::Ours(lease) => {
@@ -129,7 +129,7 @@ async fn take(config: &Config, how: &Take) -> Result<(), Failure> {
 
 /// The progress and what dangles go to standard error, the sum to standard output.
 async fn rebuild(config: &Config, how: &Rebuild) -> Result<(), Failure> {
-    log()?;
+    let _log = log()?;
     let takeover = Takeover::open(config).await?;
     takeover.begin().await?;
     let registry = takeover.into_registry().await?;
@@ -161,7 +161,7 @@ async fn rebuild(config: &Config, how: &Rebuild) -> Result<(), Failure> {
 
 /// Each disagreement is printed as it is found.
 async fn compare(config: &Config, what: Verify) -> Result<(), Failure> {
-    log()?;
+    let _log = log()?;
     let repair = if what.repair { Repair::Index } else { Repair::Nothing };
     let registry = app::open_existing(config).await?;
     let mut printed = Ok(());

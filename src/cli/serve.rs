@@ -6,13 +6,14 @@ use crate::{
     config::{Config, LoadArgs, Loaded, LogFormat, environment},
     registry::OtherIndex,
     server::{Drain, End},
-    telemetry,
+    telemetry::{self, Log},
 };
 
 /// Serves until a signal says to stop. The runtime is made here, so that no other command pays for one.
 pub(super) fn serve(loaded: Loaded, args: LoadArgs) -> Result<(), Failure> {
     let config = loaded.config;
-    log(&config)?;
+    // Dropped after the runtime: what that breaks off is in the log as well.
+    let _log = log(&config)?;
     let reload = move || Ok(Config::load(args.clone(), environment()?)?.config);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     match runtime.block_on(run(config, Reload::new(reload)))? {
@@ -33,12 +34,11 @@ async fn run(config: Config, reload: Reload) -> Result<End, Failure> {
 }
 
 /// Turns the log on, as the configuration says.
-pub(super) fn log(config: &Config) -> Result<(), Failure> {
+pub(super) fn log(config: &Config) -> Result<Log, Failure> {
     let format = match config.log.format {
         LogFormat::Text => telemetry::Format::Text,
         LogFormat::Json => telemetry::Format::Json,
     };
     let access = if config.log.access { "" } else { ",access=off" };
-    telemetry::init(format, &format!("{}{access}", config.log.level)).map_err(std::io::Error::other)?;
-    Ok(())
+    Ok(telemetry::init(format, &format!("{}{access}", config.log.level)).map_err(std::io::Error::other)?)
 }

@@ -6,6 +6,8 @@
 use tracing::Subscriber;
 use tracing_subscriber::{EnvFilter, Layer, Registry, fmt::MakeWriter, layer::SubscriberExt};
 
+use super::lines::Lines;
+
 /// The target of the access log: one event for each request that was answered or broken off.
 pub const ACCESS: &str = "access";
 
@@ -30,12 +32,26 @@ pub enum LogError {
     Twice,
 }
 
-/// Makes stderr the log of the whole process; called once, before anything is logged.
+/// Makes stderr the log of the whole process; called once, before anything is logged. What is returned is to be kept
+/// until nothing is logged any more: as it is dropped, the last lines go out.
 ///
 /// `filter` is a level (`info`), or several rules separated by commas (`info,access=off,berth::index=debug`).
-pub fn init(format: Format, filter: &str) -> Result<(), LogError> {
-    let subscriber = subscriber(format, filter, std::io::stderr)?;
-    tracing::subscriber::set_global_default(subscriber).map_err(|_| LogError::Twice)
+pub fn init(format: Format, filter: &str) -> Result<Log, LogError> {
+    let lines = Lines::new(std::io::stderr());
+    let subscriber = subscriber(format, filter, lines.clone())?;
+    tracing::subscriber::set_global_default(subscriber).map_err(|_| LogError::Twice)?;
+    Ok(Log(lines))
+}
+
+/// The log of the whole process, written to its end as this is dropped.
+#[derive(Debug)]
+#[must_use = "the last lines go out as it is dropped"]
+pub struct Log(Lines);
+
+impl Drop for Log {
+    fn drop(&mut self) {
+        self.0.flush();
+    }
 }
 
 /// The same log, to any writer, not yet installed anywhere.

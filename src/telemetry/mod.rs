@@ -5,10 +5,11 @@
 //! come from a client: the number of time series is bounded by the source code and the operator.
 
 mod events;
+mod lines;
 pub mod logs;
 pub mod metrics;
 mod process;
 
 pub use events::{EventMetrics, Outcome as DeliveryOutcome};
-pub use logs::{Format, LogError, init};
+pub use logs::{Format, Log, LogError, init};
 pub use metrics::{Calls, Collected, Metrics, Operation, Untold};

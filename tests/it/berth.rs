@@ -117,8 +117,10 @@ impl Berth {
         Client::remote(&format!("http://{}", self.public))
     }
 
-    /// Everything that it logged, over all its runs.
+    /// Everything that it logged, over all its runs. A request's line may still be on its way for some milliseconds after
+    /// the answer; so who needs one looks until it is there.
     pub(crate) fn log(&self) -> String {
+        thread::sleep(Duration::from_millis(20));
         fs::read_to_string(self.scratch.path().join("log")).unwrap_or_default()
     }
 

@@ -56,6 +56,21 @@ fn a_directory_is_free_again_after_kill_9() {
     berth.restart();
 }
 
+/// Lines of requests are written some together: the last are written as the process ends.
+#[test]
+fn an_end_leaves_no_line_unwritten() {
+    let mut berth = Berth::start();
+    for number in 0..50 {
+        get(berth.public(), &format!("/v2/a/manifests/tag-{number}")).unwrap();
+    }
+    assert!(berth.terminate().success());
+    let log = berth.log();
+    for number in 0..50 {
+        let path = format!("/v2/a/manifests/tag-{number}\"");
+        assert_eq!(log.matches(&path).count(), 1, "{path}: {log}");
+    }
+}
+
 #[test]
 fn a_drain_ends_readiness_at_once_and_lets_a_running_upload_finish() {
     let mut berth = Berth::start();
