@@ -1,6 +1,7 @@
 //! Reading a repository: by the index where it is believed and knows the repository, else from the bucket.
 //!
-//! A [`Reader`] can't write: what changes anything needs a [`Repository`], which only a lease gives.
+//! A [`Reader`] can't write: what changes anything needs a [`Repository`], which only a lease gives. What reads the bucket is
+//! boxed, so that the futures of those who don't need it stay small.
 
 use std::sync::Arc;
 
@@ -56,11 +57,11 @@ impl Reader {
         }
         match reference {
             Reference::Tag(tag) => {
-                let to = self.bucket.tag(tag).await?.and_then(|(_, state)| state.to);
+                let to = Box::pin(self.bucket.tag(tag)).await?.and_then(|(_, state)| state.to);
                 Ok(to.ok_or_else(|| crate::tag::unknown(tag))?.into())
             }
             Reference::Digest(digest) => {
-                let bytes = self.bucket.manifest(digest).await?.ok_or_else(|| manifest::unknown(digest))?;
+                let bytes = Box::pin(self.bucket.manifest(digest)).await?.ok_or_else(|| manifest::unknown(digest))?;
                 let media_type = Manifest::parse(&bytes, None)?.media_type;
                 Ok(FoundManifest { digest: digest.clone(), media_type, size: bytes.len() as u64 })
             }
@@ -74,7 +75,7 @@ impl Reader {
         {
             return Ok(bytes);
         }
-        self.bucket.manifest(&found.digest).await?.ok_or_else(|| manifest::unknown(&found.digest))
+        Box::pin(self.bucket.manifest(&found.digest)).await?.ok_or_else(|| manifest::unknown(&found.digest))
     }
 
     /// A blob of this repository.
@@ -84,7 +85,7 @@ impl Reader {
         {
             return Ok(blob);
         }
-        self.bucket.blob(digest).await?.ok_or_else(|| blob::unknown(digest))
+        Box::pin(self.bucket.blob(digest)).await?.ok_or_else(|| blob::unknown(digest))
     }
 
     /// A blob of this repository, for one who may be about to push a manifest that needs it. From the bucket
@@ -95,7 +96,7 @@ impl Reader {
         {
             return Ok(blob);
         }
-        self.bucket.blob(digest).await?.ok_or_else(|| blob::unknown(digest))
+        Box::pin(self.bucket.blob(digest)).await?.ok_or_else(|| blob::unknown(digest))
     }
 
     /// Tells those who want to know that something is read here, before it is. It is read as well where that fails: then
@@ -107,7 +108,8 @@ impl Reader {
         let told = match &self.indexed {
             Some(repository) => {
                 let repository = repository.clone().caused_by(cause());
-                repository.tell(|| EventFact { tag: tag.cloned(), ..repository.event(Action::Pull, target) }).await
+                let event = || EventFact { tag: tag.cloned(), ..repository.event(Action::Pull, target) };
+                Box::pin(repository.tell(event)).await
             }
             None => Err(Error::suspect("the repository is read from the bucket")),
         };
@@ -125,7 +127,7 @@ impl Reader {
         {
             return Ok(page);
         }
-        let Some(tags) = self.bucket.tags().await? else { return Ok(None) };
+        let Some(tags) = Box::pin(self.bucket.tags()).await? else { return Ok(None) };
         let mut rest = tags.iter().filter(|tag| after.is_none_or(|after| tag.as_str() > after));
         let page = rest.by_ref().take(limit).cloned().collect();
         Ok(Some((page, limit > 0 && rest.next().is_some())))

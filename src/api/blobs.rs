@@ -118,7 +118,7 @@ fn describe(mut response: Response, digest: &Digest) -> Result<Response> {
 fn part(status: StatusCode, body: Body, length: u64) -> Response {
     let mut response = Response::new(body);
     *response.status_mut() = status;
-    response.headers_mut().reserve(8);
+    response.headers_mut().reserve(respond::HEADERS);
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(OCTET_STREAM));
     response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(length));
     response

@@ -29,7 +29,7 @@ struct Tags<'a> {
 pub(super) async fn list(call: &Call, name: &RepositoryName, page: Page, form: TagsForm) -> Result<Response> {
     match form {
         TagsForm::Plain => plain(call, name, page).await,
-        TagsForm::Gcr => gcr(call, name, page).await,
+        TagsForm::Gcr => Box::pin(gcr(call, name, page)).await,
     }
 }
 
