@@ -2,6 +2,8 @@
 //!
 //! A goal that is missed is printed like one that is reached; only what wasn't measured is left out.
 
+use std::ops::Neg;
+
 use anyhow::Result;
 use serde::Deserialize;
 
@@ -29,6 +31,8 @@ struct Goal {
     at_least: Option<f64>,
     /// So many times less than another server of the run.
     times_less: Option<f64>,
+    /// So many times more.
+    times_more: Option<f64>,
     /// Which; the best of the others where none is named.
     than: Option<String>,
 }
@@ -46,15 +50,17 @@ impl Goal {
         let names = report.names();
         let ours = median(line, names.iter().position(|name| *name == server)?)?;
         let shown = format!("{ours:.*}", line.digits);
-        let (wanted, found, is_reached) = match (self.at_most, self.at_least, self.times_less) {
+        let ratio = |times: f64, word: &str| {
+            let (other, theirs) = self.other(line, &names)?;
+            let found = if word == "less" { theirs / ours } else { ours / theirs };
+            Some((format!("{times} times {word} than {other}"), format!("{found:.1} times"), found >= times))
+        };
+        let (wanted, found, is_reached) = match (self.at_most, self.at_least, self.times_less, self.times_more) {
             (Some(most), ..) => (format!("at most {most}"), shown, ours <= most),
-            (_, Some(least), _) => (format!("at least {least}"), shown, ours >= least),
-            (.., Some(times)) => {
-                let (other, theirs) = self.other(line, &names)?;
-                let found = theirs / ours;
-                (format!("{times} times less than {other}"), format!("{found:.1} times"), found >= times)
-            }
-            (None, None, None) => return None,
+            (_, Some(least), ..) => (format!("at least {least}"), shown, ours >= least),
+            (.., Some(times), _) => ratio(times, "less")?,
+            (.., Some(times)) => ratio(times, "more")?,
+            (None, None, None, None) => return None,
         };
         let verdict = if is_reached { "reached" } else { "not reached" };
         Some(format!("goal: {server}, {}, {}: {wanted}: {verdict} ({found})\n", self.workload, line.unit))
@@ -68,7 +74,8 @@ impl Goal {
         };
         let others = names.iter().enumerate().filter(|(_, name)| is_meant(name));
         let found = others.filter_map(|(place, name)| Some((*name, median(line, place)?)));
-        found.min_by(|one, other| one.1.total_cmp(&other.1))
+        let best = if self.times_more.is_some() { f64::neg } else { f64::from };
+        found.min_by(|one, other| best(one.1).total_cmp(&best(other.1)))
     }
 }
 
@@ -92,11 +99,19 @@ mod tests {
     }
 
     #[test]
+    fn more_of_what_is_to_be_much_is_better() {
+        let goal = "workload = 'manifest by tag'\nfigure = 'cpu_us'\ntimes_more = 0.2";
+        let goal: Goal = toml::from_str(goal).unwrap();
+        let text = goal.judge(&sample(&[20.0, 30.0, 10.0], &[120.0, 90.0, 110.0])).unwrap();
+        assert!(text.contains("0.2 times more than Distribution: not reached (0.2 times)"), "{text}");
+    }
+
+    #[test]
     fn each_goal_is_of_one_kind_and_of_something_that_is_measured() {
         let goals: Goals = toml::from_str(GOALS).unwrap();
         let all = crate::workload::selected(&[], true).unwrap();
         for goal in &goals.goal {
-            let kinds = [goal.at_most, goal.at_least, goal.times_less];
+            let kinds = [goal.at_most, goal.at_least, goal.times_less, goal.times_more];
             assert_eq!(kinds.iter().flatten().count(), 1, "{goal:?}");
             let is_known = ["start", "idle", "whole round"].contains(&goal.workload.as_str())
                 || all.iter().any(|workload| workload.name() == goal.workload);

@@ -2,7 +2,13 @@
 //!
 //! It keeps the promises of [`Index`] with redb and knows nothing of what the facts mean. Only one process
 //! can have the file open. Reads run where they are called, as a point read takes about a microsecond;
-//! every batch goes through one writer thread, which commits all that are queued by one write to the disk.
+//! every batch goes through one writer thread, which commits all that are queued by one write to the disk:
+//! to the [journal], before anyone sees them. The database follows in memory, and is made durable now and then.
+
+mod journal;
+mod judge;
+mod table;
+mod unsynced;
 
 use std::{
     fmt,
@@ -10,30 +16,35 @@ use std::{
     io,
     ops::Bound,
     path::Path,
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, Mutex, PoisonError, RwLock},
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use redb::{
-    BackendError, Database, DatabaseError, ReadableDatabase, ReadableTable, StorageBackend, Table, TableDefinition,
-    backends::FileBackend,
-};
+use redb::{Database, DatabaseError, Durability, ReadOnlyTable, ReadableDatabase, ReadableTable, TableDefinition};
 use tokio::sync::{mpsc, oneshot};
 
-use super::{Ask, Batch, Check, Connect, Fact, Index, IndexError, Outcome, Shard, Write, wake::Topics};
+use self::{
+    journal::Journal,
+    judge::{Answer, Changes, replay},
+    table::{FACTS, answer, end_of, key},
+    unsynced::Unsynced,
+};
+use super::{Ask, Batch, Connect, Index, IndexError, Outcome, Shard, wake::Topics};
 
 /// The database's name in its directory.
 const FILE: &str = "facts.redb";
 
-/// All facts. A key is the shard (big-endian), the group, a zero byte, and the member: as neither name has
-/// control characters, byte order is that of shards, then groups, then members.
-const FACTS: TableDefinition<&[u8], &[u8]> = TableDefinition::new("facts");
+/// The journal's name there.
+const JOURNAL: &str = "facts.journal";
 
-/// What is known of the database itself: its random `identity`, made with it.
+/// What is known of the database itself: its random `identity`, made with it, and the number of the journal's last
+/// record that is `made` in it.
 const ABOUT: TableDefinition<&str, &str> = TableDefinition::new("about");
+const IDENTITY: &str = "identity";
+const MADE: &str = "made";
 
 /// Pages kept in memory, in bytes; beneath it is the system's own cache, so it needn't be large.
 const CACHE: usize = 64 << 20;
@@ -66,26 +77,28 @@ struct Job {
     answer: oneshot::Sender<Answer>,
 }
 
-/// What becomes of one batch of a group.
-type Answer = Result<Outcome, IndexError>;
-
 /// The open database, and the way to open it again: after one failed write (a full disk) redb refuses all
 /// further work on a handle.
 struct File {
-    open: Box<dyn Fn() -> Result<Database, DatabaseError> + Send + Sync>,
+    open: Box<dyn Fn() -> Result<Opened, redb::Error> + Send + Sync>,
     state: RwLock<State>,
 }
 
 struct State {
-    database: Option<Database>,
+    file: Option<Opened>,
     opened: Instant,
 }
 
-/// A file whose fsync does nothing. A commit still writes every page, and the head that points at them,
-/// before it returns: what was acknowledged survives the death of the process, as the system has it, but
-/// perhaps not the loss of power. (`redb::Durability::None` would keep commits in the process' memory.)
-#[derive(Debug)]
-struct Unsynced(FileBackend);
+/// The database, its journal, and its facts as of the last commit: to open a table for each read would take longer than to
+/// read. The facts come first, as they keep the database open.
+struct Opened {
+    facts: RwLock<Arc<Snapshot>>,
+    database: Database,
+    identity: String,
+    journal: Mutex<Journal>,
+}
+
+type Snapshot = ReadOnlyTable<&'static [u8], &'static [u8]>;
 
 impl Embedded {
     /// Opens the index in `directory`, made with its parents if it isn't there. With `sync`, a commit is
@@ -96,15 +109,16 @@ impl Embedded {
     pub fn open(directory: &Path, sync: bool) -> Result<Self, IndexError> {
         let broken = |error: io::Error| IndexError::Broken(format!("{}: {error}", directory.display()));
         fs::create_dir_all(directory).map_err(broken)?;
-        let path = directory.join(FILE);
-        let index = Self::start(move || open_database(&path, sync)).map_err(|error| match error {
+        let (file, journal) = (directory.join(FILE), directory.join(JOURNAL));
+        let open = move || Opened::new(open_database(&file, sync)?, &journal, sync);
+        let index = Self::start(open).map_err(|error| match error {
             redb::Error::DatabaseAlreadyOpen => {
                 IndexError::Broken(format!("{} is open in another process", directory.join(FILE).display()))
             }
-            error => IndexError::Broken(format!("{}: {error}", directory.join(FILE).display())),
+            error => IndexError::Broken(format!("{}: {error}", directory.display())),
         })?;
         if sync {
-            // The file's name must be as durable as what is in it.
+            // The files' names must be as durable as what is in them.
             fs::File::open(directory).and_then(|directory| directory.sync_all()).map_err(broken)?;
         }
         Ok(index)
@@ -115,10 +129,10 @@ impl Embedded {
         directory.join(FILE).is_file()
     }
 
-    fn start(open: impl Fn() -> Result<Database, DatabaseError> + Send + Sync + 'static) -> Result<Self, redb::Error> {
-        let database = open()?;
-        let identity = identify(&database)?;
-        let state = State { database: Some(database), opened: Instant::now() };
+    fn start(open: impl Fn() -> Result<Opened, redb::Error> + Send + Sync + 'static) -> Result<Self, redb::Error> {
+        let file = open()?;
+        let identity = file.identity.clone();
+        let state = State { file: Some(file), opened: Instant::now() };
         let file = Arc::new(File { open: Box::new(open), state: RwLock::new(state) });
         let (jobs, queue) = mpsc::channel(QUEUE);
         let writer = thread::Builder::new().name("index-writer".to_owned()).spawn({
@@ -209,23 +223,19 @@ impl Index for Facts {
 
 impl File {
     /// Answers from one snapshot of the facts.
-    fn read<T>(
-        &self,
-        work: impl FnOnce(&redb::ReadOnlyTable<&[u8], &[u8]>) -> Result<T, redb::Error>,
-    ) -> Result<T, IndexError> {
-        self.using(|database| {
-            let facts = database.begin_read().map_err(redb::Error::from);
-            let facts = facts.and_then(|snapshot| Ok(snapshot.open_table(FACTS)?));
-            facts.and_then(|facts| work(&facts)).map_err(nothing_happened)
+    fn read<T>(&self, work: impl FnOnce(&Snapshot) -> Result<T, redb::Error>) -> Result<T, IndexError> {
+        self.using(|file| {
+            let facts = Arc::clone(&file.facts.read().unwrap_or_else(PoisonError::into_inner));
+            work(&facts).map_err(nothing_happened)
         })
     }
 
     /// Works on the open database, and opens it anew after a failure.
-    fn using<T>(&self, work: impl FnOnce(&Database) -> Result<T, IndexError>) -> Result<T, IndexError> {
+    fn using<T>(&self, work: impl FnOnce(&Opened) -> Result<T, IndexError>) -> Result<T, IndexError> {
         let result = {
             let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
-            match &state.database {
-                Some(database) => work(database),
+            match &state.file {
+                Some(file) => work(file),
                 None => Err(IndexError::Unreachable("its file could not be opened again".to_owned())),
             }
         };
@@ -243,13 +253,81 @@ impl File {
             return;
         }
         // The old handle first: it holds the lock on the file.
-        state.database = None;
+        state.file = None;
         match (self.open)() {
-            Ok(database) => state.database = Some(database),
+            Ok(file) => state.file = Some(file),
             Err(error) => tracing::error!(%error, "the embedded index could not be opened again"),
         }
         state.opened = Instant::now();
     }
+}
+
+impl Opened {
+    /// Brings the database to the end of its journal.
+    fn new(database: Database, journal: &Path, sync: bool) -> Result<Self, redb::Error> {
+        let (identity, made) = identify(&database)?;
+        let (mut journal, found) = Journal::open(journal, &identity, made.unwrap_or(0), sync)?;
+        if found.is_new && made.is_some() {
+            let text =
+                format!("{JOURNAL} is not there, or another's; without it the index counts as lost: remove {FILE} too");
+            return Err(io::Error::new(io::ErrorKind::NotFound, text).into());
+        }
+        if !found.records.is_empty() {
+            let transaction = database.begin_write()?;
+            let mut facts = transaction.open_table(FACTS)?;
+            for record in &found.records {
+                replay(&mut facts, record)?;
+            }
+            drop(facts);
+            let made = made.unwrap_or(0) + found.records.len() as u64;
+            transaction.open_table(ABOUT)?.insert(MADE, made.to_string().as_str())?;
+            transaction.commit()?;
+            journal.begin_anew(made);
+        }
+        let facts = RwLock::new(Arc::new(snapshot(&database)?));
+        Ok(Self { facts, database, identity, journal: Mutex::new(journal) })
+    }
+
+    /// Judges the batches one after the other, each on what the earlier ones wrote; makes all their writes durable at
+    /// once, and then visible.
+    fn commit(&self, group: &[Job]) -> Result<Vec<Answer>, IndexError> {
+        let mut journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
+        if journal.is_full() {
+            self.make_durable(&mut journal).map_err(nothing_happened)?;
+        }
+        let mut transaction = self.database.begin_write().map_err(nothing_happened)?;
+        transaction.set_durability(Durability::None).map_err(nothing_happened)?;
+        let mut changes = Changes::of(transaction.open_table(FACTS).map_err(nothing_happened)?);
+        let answers = group.iter().map(|job| changes.judge(job.shard, &job.batch)).collect::<Result<_, _>>();
+        let (answers, record) = (answers.map_err(nothing_happened)?, changes.record());
+        if record.is_empty() {
+            return Ok(answers);
+        }
+        let unknown = |error: redb::Error| IndexError::Unknown(error.to_string());
+        journal.append(&record).map_err(|error| unknown(error.into()))?;
+        let made = transaction.commit().map_err(redb::Error::from).and_then(|()| snapshot(&self.database));
+        let facts = made.map_err(|error| {
+            journal.fail();
+            unknown(error)
+        })?;
+        *self.facts.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(facts);
+        Ok(answers)
+    }
+
+    /// Makes the database durable, so that it needs no journal.
+    fn make_durable(&self, journal: &mut Journal) -> Result<(), redb::Error> {
+        let made = journal.number();
+        let transaction = self.database.begin_write()?;
+        transaction.open_table(ABOUT)?.insert(MADE, made.to_string().as_str())?;
+        transaction.commit()?;
+        journal.begin_anew(made);
+        Ok(())
+    }
+}
+
+/// The facts as they are now.
+fn snapshot(database: &Database) -> Result<Snapshot, redb::Error> {
+    Ok(database.begin_read()?.open_table(FACTS)?)
 }
 
 /// Opens or creates the database at `path`.
@@ -260,23 +338,26 @@ fn open_database(path: &Path, sync: bool) -> Result<Database, DatabaseError> {
         return builder.create(path);
     }
     let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
-    builder.create_with_backend(Unsynced(FileBackend::new(file)?))
+    builder.create_with_backend(Unsynced::new(file)?)
 }
 
-/// The database's identity; a new database gets one, and its tables.
-fn identify(database: &Database) -> Result<String, redb::Error> {
+/// The database's identity, and the number of the journal's record up to which it is made, if it ever was made durable
+/// since it has a journal. A new database gets an identity, and its tables.
+fn identify(database: &Database) -> Result<(String, Option<u64>), redb::Error> {
     let transaction = database.begin_write()?;
     let mut about = transaction.open_table(ABOUT)?;
-    let known = about.get("identity")?.map(|identity| identity.value().to_owned());
-    if let Some(identity) = known {
-        return Ok(identity);
+    let text = |key| Ok::<_, redb::Error>(about.get(key)?.map(|value| value.value().to_owned()));
+    if let Some(identity) = text(IDENTITY)? {
+        let no_number = |_| redb::Error::Corrupted("its place in the journal is no number".to_owned());
+        let made = text(MADE)?.map(|made| made.parse().map_err(no_number)).transpose()?;
+        return Ok((identity, made));
     }
     let identity = ulid::Ulid::r#gen().to_string();
-    about.insert("identity", identity.as_str())?;
+    about.insert(IDENTITY, identity.as_str())?;
     drop(about);
     transaction.open_table(FACTS)?;
     transaction.commit()?;
-    Ok(identity)
+    Ok((identity, None))
 }
 
 /// The writer thread: commits what is queued, together, until the queue is closed.
@@ -288,7 +369,7 @@ fn write_queued(file: &File, mut queue: mpsc::Receiver<Job>) {
         {
             group.push(job);
         }
-        let answers = match file.using(|database| commit_group(database, &group)) {
+        let answers = match file.using(|opened| opened.commit(&group)) {
             Ok(answers) => answers,
             Err(error) => vec![Err(error); group.len()],
         };
@@ -296,165 +377,14 @@ fn write_queued(file: &File, mut queue: mpsc::Receiver<Job>) {
             // Whoever dropped the call doesn't want to know.
             let _ = job.answer.send(answer);
         }
+    } // So that the next start has nothing to read from the journal; it would, if this failed.
+    let durable = file.using(|opened| {
+        let mut journal = opened.journal.lock().unwrap_or_else(PoisonError::into_inner);
+        opened.make_durable(&mut journal).map_err(nothing_happened)
+    });
+    if let Err(error) = durable {
+        tracing::debug!(%error, "the embedded index was not made durable at its end, and keeps its journal");
     }
-}
-
-/// Judges the batches one after the other, each on what the earlier ones wrote, and makes all their writes
-/// durable at once.
-fn commit_group(database: &Database, group: &[Job]) -> Result<Vec<Answer>, IndexError> {
-    let transaction = database.begin_write().map_err(nothing_happened)?;
-    let mut answers = Vec::with_capacity(group.len());
-    let mut changed = false;
-    {
-        let mut facts = transaction.open_table(FACTS).map_err(nothing_happened)?;
-        for job in group {
-            let answer = judge(&mut facts, job.shard, &job.batch).map_err(nothing_happened)?;
-            let writes = job.batch.sequence.is_some() || !job.batch.writes.is_empty();
-            changed |= writes && matches!(answer, Ok(Outcome::Committed { .. }));
-            answers.push(answer);
-        }
-    }
-    if changed {
-        transaction.commit().map_err(|error| IndexError::Unknown(error.to_string()))?;
-    }
-    Ok(answers)
-}
-
-/// Makes one batch's writes if its checks hold. The inner error is the batch's own, and leaves the table as
-/// it was; the outer one is the file's.
-fn judge(facts: &mut Table<'_, &[u8], &[u8]>, shard: Shard, batch: &Batch) -> Result<Answer, redb::Error> {
-    for (check, what) in batch.checks.iter().enumerate() {
-        if !holds(facts, shard, what)? {
-            return Ok(Ok(Outcome::Refused { check }));
-        }
-    }
-    let reads = batch.reads.iter().map(|ask| answer(facts, shard, ask)).collect::<Result<_, _>>()?;
-    let mut sequence = 0;
-    if let Some(counter) = &batch.sequence {
-        let Some(next) = next_number(value(facts, shard, counter)?) else {
-            let text = format!("the counter {} {} is no number", counter.group, counter.member);
-            return Ok(Err(IndexError::Broken(text)));
-        };
-        sequence = next;
-        put(facts, shard, counter, sequence.to_string().as_bytes())?;
-    }
-    for write in &batch.writes {
-        make(facts, shard, write, sequence)?;
-    }
-    Ok(Ok(Outcome::Committed { sequence, reads }))
-}
-
-/// The number after the one that a counter stands at; `None` where its value is no number.
-fn next_number(value: Option<Bytes>) -> Option<u64> {
-    let Some(value) = value else { return Some(1) };
-    std::str::from_utf8(&value).ok()?.parse::<u64>().ok()?.checked_add(1)
-}
-
-fn holds(
-    facts: &impl ReadableTable<&'static [u8], &'static [u8]>,
-    shard: Shard,
-    check: &Check,
-) -> Result<bool, redb::Error> {
-    Ok(match check {
-        Check::Absent(fact) => facts.get(&*key_of(shard, fact))?.is_none(),
-        Check::Present(fact) => facts.get(&*key_of(shard, fact))?.is_some(),
-        Check::Equals(fact, wanted) => facts.get(&*key_of(shard, fact))?.is_some_and(|found| found.value() == wanted),
-        Check::Empty(group) => first(facts, shard, group)?.is_none(),
-    })
-}
-
-fn make(facts: &mut Table<'_, &[u8], &[u8]>, shard: Shard, write: &Write, sequence: u64) -> Result<(), redb::Error> {
-    match write {
-        Write::Put(fact, value) => put(facts, shard, fact, value),
-        Write::PutNumbered(fact, value) => {
-            let mut numbered = format!("{sequence:016x}").into_bytes();
-            numbered.extend_from_slice(value);
-            put(facts, shard, fact, &numbered)
-        }
-        Write::PutAtNumber(fact, value) => {
-            let member = format!("{sequence:016x}{}", fact.member);
-            put(facts, shard, &Fact::new(&fact.group, member), value)
-        }
-        Write::Raise(fact, value) => {
-            let greater = facts.get(&*key_of(shard, fact))?.is_some_and(|found| found.value() > &**value);
-            if greater { Ok(()) } else { put(facts, shard, fact, value) }
-        }
-        Write::Delete(fact) => {
-            facts.remove(&*key_of(shard, fact))?;
-            Ok(())
-        }
-    }
-}
-
-fn put(facts: &mut Table<'_, &[u8], &[u8]>, shard: Shard, fact: &Fact, value: &[u8]) -> Result<(), redb::Error> {
-    facts.insert(&*key_of(shard, fact), value)?;
-    Ok(())
-}
-
-fn value(
-    facts: &impl ReadableTable<&'static [u8], &'static [u8]>,
-    shard: Shard,
-    fact: &Fact,
-) -> Result<Option<Bytes>, redb::Error> {
-    Ok(facts.get(&*key_of(shard, fact))?.map(|value| Bytes::copy_from_slice(value.value())))
-}
-
-/// The least member of a group.
-fn answer(
-    facts: &impl ReadableTable<&'static [u8], &'static [u8]>,
-    shard: Shard,
-    ask: &Ask,
-) -> Result<Option<Bytes>, redb::Error> {
-    match ask {
-        Ask::Value(fact) => value(facts, shard, fact),
-        Ask::First(group) => first(facts, shard, group),
-        Ask::Count(group) => count(facts, shard, group).map(Some),
-    }
-}
-
-/// By looking at each member: who counts does so now and then.
-fn count(
-    facts: &impl ReadableTable<&'static [u8], &'static [u8]>,
-    shard: Shard,
-    group: &str,
-) -> Result<Bytes, redb::Error> {
-    let mut count: u64 = 0;
-    for entry in facts.range::<&[u8]>(&*key(shard, group, "")..&*end_of(shard, group))? {
-        entry?;
-        count += 1;
-    }
-    Ok(count.to_string().into())
-}
-
-fn first(
-    facts: &impl ReadableTable<&'static [u8], &'static [u8]>,
-    shard: Shard,
-    group: &str,
-) -> Result<Option<Bytes>, redb::Error> {
-    let start = key(shard, group, "");
-    let Some(entry) = facts.range::<&[u8]>(&*start..&*end_of(shard, group))?.next() else { return Ok(None) };
-    Ok(Some(Bytes::copy_from_slice(&entry?.0.value()[start.len()..])))
-}
-
-fn key_of(shard: Shard, fact: &Fact) -> Vec<u8> {
-    key(shard, &fact.group, &fact.member)
-}
-
-fn key(shard: Shard, group: &str, member: &str) -> Vec<u8> {
-    let mut key = Vec::with_capacity(3 + group.len() + member.len());
-    key.extend_from_slice(&shard.0.to_be_bytes());
-    key.extend_from_slice(group.as_bytes());
-    key.push(0);
-    key.extend_from_slice(member.as_bytes());
-    key
-}
-
-/// The least key after all members of a group.
-fn end_of(shard: Shard, group: &str) -> Vec<u8> {
-    let mut end = key(shard, group, "");
-    end.pop();
-    end.push(1);
-    end
 }
 
 /// How a shard's topic is called among all topics.
@@ -472,53 +402,20 @@ fn nothing_happened(error: impl Into<redb::Error>) -> IndexError {
     }
 }
 
-impl StorageBackend for Unsynced {
-    fn len(&self) -> io::Result<u64> {
-        self.0.len()
-    }
-
-    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        self.0.read(offset, out)
-    }
-
-    fn set_len(&self, len: u64) -> io::Result<()> {
-        self.0.set_len(len)
-    }
-
-    fn sync_data(&self) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.0.write(offset, data)
-    }
-
-    fn close(&self) -> io::Result<()> {
-        self.0.close()
-    }
-
-    fn try_lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
-        self.0.try_lock_range(start, end)
-    }
-
-    fn try_lock_shared_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
-        self.0.try_lock_shared_range(start, end)
-    }
-
-    fn unlock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
-        self.0.unlock_range(start, end)
-    }
-
-    fn query_lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
-        self.0.query_lock_range(start, end)
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::{
+        collections::BTreeMap,
+        sync::atomic::{AtomicBool, Ordering},
+    };
+
+    use redb::{StorageBackend, backends::FileBackend};
+    use tempfile::TempDir;
 
     use super::*;
+    use crate::index::{Check, Fact, Write};
+
+    const SHARD: Shard = Shard(0);
 
     /// A disk that is full while `full` is set.
     #[derive(Debug)]
@@ -552,39 +449,136 @@ mod tests {
         }
     }
 
-    fn put_one(member: &str) -> Batch {
-        let fact = Fact::new("group", member);
-        Batch { writes: vec![Write::Put(fact, Bytes::from_static(b"x"))], ..Batch::default() }
+    fn put(member: &str, value: impl Into<Bytes>) -> Batch {
+        Batch { writes: vec![Write::Put(Fact::new("group", member), value.into())], ..Batch::default() }
+    }
+
+    async fn all(index: &Arc<dyn Index>) -> BTreeMap<String, Bytes> {
+        index.scan(SHARD, "group", None, usize::MAX).await.expect("a page").into_iter().collect()
+    }
+
+    /// What an index finds that is opened on a copy of the files in `directory`: as if the process ended now.
+    async fn left_in(directory: &Path, prepare: impl FnOnce(&Path)) -> BTreeMap<String, Bytes> {
+        let copy = TempDir::new().expect("a directory");
+        for name in [FILE, JOURNAL] {
+            fs::copy(directory.join(name), copy.path().join(name)).expect("a copy");
+        }
+        prepare(copy.path());
+        let index = Embedded::open(copy.path(), false).expect("an index").connect().await.expect("a connection");
+        all(&index).await
+    }
+
+    async fn commit_soon(index: &Arc<dyn Index>, batch: &Batch) {
+        while index.commit(SHARD, batch.clone()).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
     }
 
     #[tokio::test]
     async fn a_full_disk_fails_batches_and_nothing_else() {
-        let directory = tempfile::TempDir::new().expect("a directory");
-        let path = directory.path().join(FILE);
+        let directory = TempDir::new().expect("a directory");
+        let (path, journal) = (directory.path().join(FILE), directory.path().join(JOURNAL));
         let full = Arc::new(AtomicBool::new(false));
         let disk_is_full = Arc::clone(&full);
         let index = Embedded::start(move || {
             let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path)?;
-            let disk = Disk { file: FileBackend::new(file)?, full: Arc::clone(&disk_is_full) };
-            Database::builder().create_with_backend(disk)
+            let disk = Disk { file: FileBackend::new(file).map_err(redb::Error::from)?, full: Arc::clone(&full) };
+            Opened::new(Database::builder().create_with_backend(disk)?, &journal, true)
         });
         let index = index.expect("a database").connect().await.expect("a connection");
-        let shard = Shard(0);
-        index.commit(shard, put_one("before")).await.expect("a commit");
-        full.store(true, Ordering::SeqCst);
-        let error = index.commit(shard, put_one("full")).await.expect_err("no room");
-        assert!(matches!(error, IndexError::Unknown(_)), "{error:?}");
+        disk_is_full.store(true, Ordering::SeqCst);
+        // The journal has room, for a while.
+        let mut acknowledged = 0;
+        let error = loop {
+            match index.commit(SHARD, put(&format!("{acknowledged:04}"), vec![7; 10_000])).await {
+                Ok(_) => acknowledged += 1,
+                Err(error) => break error,
+            }
+        };
+        assert!(matches!(error, IndexError::Unreachable(_)), "nothing happened: {error:?}");
+        assert!(acknowledged > 100, "{acknowledged}");
         tokio::time::sleep(REOPEN_AFTER).await;
-        assert!(index.commit(shard, put_one("full")).await.is_err());
-        full.store(false, Ordering::SeqCst);
-        while index.commit(shard, put_one("after")).await.is_err() {
-            tokio::time::sleep(Duration::from_millis(50)).await;
+        assert!(index.commit(SHARD, put("full", "x")).await.is_err());
+        disk_is_full.store(false, Ordering::SeqCst);
+        commit_soon(&index, &put("last", "x")).await;
+        assert_eq!(all(&index).await.len(), acknowledged + 1);
+    }
+
+    #[tokio::test]
+    async fn after_a_write_that_failed_the_journal_says_what_happened() {
+        let directory = TempDir::new().expect("a directory");
+        let embedded = Embedded::open(directory.path(), true).expect("an index");
+        let index = embedded.connect().await.expect("a connection");
+        index.commit(SHARD, put("before", "x")).await.expect("a commit");
+        embedded
+            .0
+            .file
+            .using(|file| {
+                file.journal.lock().expect("the journal").break_file(&directory.path().join(JOURNAL));
+                Ok(())
+            })
+            .expect("an open file");
+        let error = index.commit(SHARD, put("failed", "x")).await.expect_err("a broken journal");
+        assert!(matches!(error, IndexError::Unknown(_)), "{error:?}");
+        commit_soon(&index, &put("after", "x")).await;
+        assert_eq!(all(&index).await.keys().collect::<Vec<_>>(), ["after", "before"]);
+    }
+
+    #[tokio::test]
+    async fn whenever_the_process_ends_all_that_was_acknowledged_is_there() {
+        let directory = TempDir::new().expect("a directory");
+        let embedded = Embedded::open(directory.path(), false).expect("an index");
+        let index = embedded.connect().await.expect("a connection");
+        let mut known = BTreeMap::new();
+        // Three journals full, of puts over what was there, removals, and batches that are refused.
+        for number in 0_u32..700 {
+            let member = format!("{:03}", number * 7919 % 101);
+            let fact = Fact::new("group", &*member);
+            let batch = match number % 5 {
+                0 => Batch { writes: vec![Write::Delete(fact)], ..Batch::default() },
+                1 => Batch { checks: vec![Check::Present(Fact::new("group", "never"))], ..put(&member, "refused") },
+                _ => put(&member, vec![number as u8; 7_000]),
+            };
+            index.commit(SHARD, batch).await.expect("a commit");
+            match number % 5 {
+                0 => drop(known.remove(&member)),
+                1 => (),
+                _ => drop(known.insert(member, Bytes::from(vec![number as u8; 7_000]))),
+            }
+            if number % 23 == 0 {
+                assert!(left_in(directory.path(), |_| ()).await == known, "after {number}");
+            }
         }
-        for member in ["before", "after"] {
-            let found = index.get(shard, &[Ask::Value(Fact::new("group", member))]).await.expect("an answer");
-            assert_eq!(found, [Some(Bytes::from_static(b"x"))], "{member}");
+        assert!(all(&index).await == known);
+        drop((index, embedded));
+        let index = Embedded::open(directory.path(), true).expect("an index").connect().await.expect("a connection");
+        assert!(all(&index).await == known);
+    }
+
+    #[tokio::test]
+    async fn of_a_record_that_was_cut_off_nothing_is_made() {
+        let directory = TempDir::new().expect("a directory");
+        let index = Embedded::open(directory.path(), false).expect("an index").connect().await.expect("a connection");
+        index.commit(SHARD, put("one", "x")).await.expect("a commit");
+        let two = Batch { writes: [put("two", "x").writes, put("three", "x").writes].concat(), ..Batch::default() };
+        index.commit(SHARD, two).await.expect("a commit");
+        let bytes = fs::read(directory.path().join(JOURNAL)).expect("the journal");
+        let end = bytes.iter().rposition(|byte| *byte != 0).expect("records") + 1;
+        let mut found = Vec::new();
+        for length in end - 80..=end {
+            let cut = |copy: &Path| fs::write(copy.join(JOURNAL), &bytes[..length]).expect("a shorter journal");
+            found.push(left_in(directory.path(), cut).await.len());
         }
-        // A batch that failed wholly before it was committed was never made, and none is half made.
-        index.commit(shard, put_one("last")).await.expect("a commit");
+        assert!(found.is_sorted() && found.iter().all(|count| [0, 1, 3].contains(count)), "{found:?}");
+        assert_eq!((found[found.len() - 2], found[found.len() - 1]), (1, 3));
+    }
+
+    #[tokio::test]
+    async fn a_journal_that_is_gone_stops_the_start() {
+        let directory = TempDir::new().expect("a directory");
+        drop(Embedded::open(directory.path(), true).expect("an index"));
+        fs::remove_file(directory.path().join(JOURNAL)).expect("the journal");
+        let error = Embedded::open(directory.path(), true).expect_err("no journal").to_string();
+        assert!(error.contains("facts.journal is not there"), "{error}");
     }
 }

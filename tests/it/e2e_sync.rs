@@ -43,7 +43,7 @@ async fn unsynced(sync: &str) -> [Vec<String>; 2] {
 fn uncommitted(trace: &str) -> Vec<String> {
     let (mut synced, mut complaints) = (false, Vec::new());
     for line in trace.lines() {
-        synced |= line.contains("sync(") && line.contains("facts.redb");
+        synced |= line.contains("sync(") && line.contains("facts.journal");
         if is_created(line) && !std::mem::take(&mut synced) {
             complaints.push(line.to_owned());
         }

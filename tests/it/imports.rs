@@ -47,7 +47,7 @@ const LEVELS: [&[&str]; 16] = [
 ];
 
 /// The foreign crates that have owners, and exactly who imports each.
-const OWNED: [(&str, &[&str]); 38] = [
+const OWNED: [(&str, &[&str]); 39] = [
     ("argon2", &["auth"]),
     ("aws_config", &["storage"]),
     ("aws_credential_types", &["storage"]),
@@ -58,6 +58,7 @@ const OWNED: [(&str, &[&str]); 38] = [
     ("axum", &["api", "app", "server"]),
     ("base64", &["auth", "cli", "config", "delivery", "google", "redirect", "registry", "storage", "upload"]),
     ("bcrypt", &["auth"]),
+    ("crc32fast", &["index"]),
     ("chrono", &["auth", "cli", "google", "storage"]),
     ("clap", &["cli"]),
     ("clap_complete", &["cli"]),
