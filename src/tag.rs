@@ -79,7 +79,7 @@ impl Repository {
     pub async fn tag_names(&self, after: Option<&str>, limit: usize) -> Result<Option<(Vec<Tag>, bool)>> {
         let (tags, more) = match limit {
             0 => (Vec::new(), false),
-            limit => self.tags(after, limit).await?,
+            limit => self.page(after, limit, |value| Ok(TagFact::exists(value)?.then_some(()))).await?,
         };
         if tags.is_empty() && !self.exists().await? {
             return Ok(None);
@@ -89,6 +89,17 @@ impl Repository {
 
     /// A page of the tags that exist, in byte order, after `after`, at most `limit`; and whether more follow.
     pub async fn tags(&self, after: Option<&str>, limit: usize) -> Result<(Vec<(Tag, TagFact)>, bool)> {
+        let existing = |value: &[u8]| Ok(Some(TagFact::decode(value)?).filter(|fact| fact.state.to.is_some()));
+        self.page(after, limit, existing).await
+    }
+
+    /// The same, with what `read` finds in a tag's value; nothing of those that don't exist.
+    async fn page<T: Send>(
+        &self,
+        after: Option<&str>,
+        limit: usize,
+        read: impl Fn(&[u8]) -> Result<Option<T>> + Send,
+    ) -> Result<(Vec<(Tag, T)>, bool)> {
         let group = self.lease.names.tags(&self.name);
         let mut after = after.map(str::to_owned);
         let mut page = Vec::new();
@@ -98,14 +109,11 @@ impl Repository {
             let full = found.len() == ask;
             after = found.last().map(|(member, _)| member.clone());
             for (member, value) in found {
-                let fact = TagFact::decode(&value)?;
-                if fact.state.to.is_none() {
-                    continue;
-                }
+                let Some(kept) = read(&value)? else { continue };
                 if page.len() == limit {
                     return Ok((page, true));
                 }
-                page.push((member.parse()?, fact));
+                page.push((member.parse()?, kept));
             }
             if !full {
                 return Ok((page, false));

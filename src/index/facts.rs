@@ -4,7 +4,10 @@
 //! with a version; a tag's is preceded by its revision, an intent's by its counter, in fixed-width hex.
 
 use bytes::Bytes;
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{
+    Deserialize, Serialize,
+    de::{DeserializeOwned, IgnoredAny},
+};
 use ulid::Ulid;
 
 mod outbox;
@@ -394,6 +397,17 @@ impl TagFact {
     pub fn decode(bytes: &[u8]) -> Result<Self, IndexError> {
         let (revision, state) = split(bytes, 32)?;
         Ok(Self { revision: revision.parse().map_err(IndexError::Broken)?, state: decode(state)? })
+    }
+
+    /// Whether a value says that the tag exists: all that a list of names needs, which would else read digests and times.
+    pub fn exists(bytes: &[u8]) -> Result<bool, IndexError> {
+        #[derive(Deserialize)]
+        struct Said {
+            #[serde(default)]
+            to: Option<IgnoredAny>,
+        }
+        let (_, state) = split(bytes, 32)?;
+        Ok(decode::<Said>(state)?.to.is_some())
     }
 }
 

@@ -71,10 +71,8 @@ impl Journal {
         if is_new {
             file.set_len(0)?;
             header.resize(START as usize, 0);
+            // The first record's sync is this one's too: without it, nothing is lost that was acknowledged.
             file.write_all_at(&header, 0)?;
-            if sync {
-                file.sync_all()?;
-            }
         }
         let length = file.metadata()?.len();
         let journal = Self { file, sync, number: made, end: START, length, failed: false, buffer: Vec::new() };
