@@ -140,6 +140,8 @@ pub(crate) struct RedisProxy {
 /// when it was sent.
 #[derive(Debug, Default)]
 struct Depths {
+    /// How often it was asked for what went by: an answer to a call from before that says nothing about depths since.
+    taken: u64,
     calls: u64,
     ended: u64,
     deepest: u64,
@@ -158,21 +160,23 @@ impl RedisProxy {
         Ok(Self { address, seen, _aside: aside })
     }
 
-    /// What went by since the last call. Nothing may be under way.
+    /// What went by since the last call.
     pub(crate) fn take(&self) -> Counts {
-        let seen = std::mem::take(&mut *locked(&self.seen));
+        let mut depths = locked(&self.seen);
+        let next = Depths { taken: depths.taken + 1, ..Depths::default() };
+        let seen = std::mem::replace(&mut *depths, next);
         Counts { calls: seen.calls, round_trips: seen.deepest, ..Counts::default() }
     }
 }
 
 /// What is told at any time and waited for by nobody's request.
-const ASIDE: [&str; 5] = ["PUBLISH", "SUBSCRIBE", "INFO", "HELLO", "SCRIPT"];
+const ASIDE: [&str; 4] = ["PUBLISH", "INFO", "HELLO", "SCRIPT"];
 
 /// What is known of one connection.
 #[derive(Debug, Default)]
 struct Link {
-    /// For each call that has no answer yet, its depth; nothing for what nobody waits for.
-    open: VecDeque<Option<u64>>,
+    /// For each call that has no answer yet, its depth, and [`Depths::taken`] then; nothing for what nobody waits for.
+    open: VecDeque<Option<(u64, u64)>>,
     /// The depth of the transaction that is being sent: until EXEC there are only receipts.
     transaction: Option<u64>,
 }
@@ -180,6 +184,10 @@ struct Link {
 impl Link {
     fn call(&mut self, seen: &mut Depths, call: &[u8]) {
         let command = command_of(call);
+        if command == "SUBSCRIBE" {
+            // Its answer begins with `>`, as what comes unasked.
+            return;
+        }
         let depth = self.transaction.unwrap_or(seen.ended + 1);
         let counted = match command.as_str() {
             command if ASIDE.contains(&command) => None,
@@ -195,14 +203,14 @@ impl Link {
             seen.calls += 1;
             seen.deepest = seen.deepest.max(depth);
         }
-        self.open.push_back(counted);
+        self.open.push_back(counted.map(|depth| (depth, seen.taken)));
     }
 
     /// An answer came. What the server tells unasked begins with `>` and answers nothing.
     fn answer(&mut self, seen: &mut Depths, answer: &[u8]) {
         if answer.first() != Some(&b'>') {
-            let depth = self.open.pop_front().flatten();
-            seen.ended = seen.ended.max(depth.unwrap_or_default());
+            let ended = self.open.pop_front().flatten().filter(|(_, taken)| *taken == seen.taken);
+            seen.ended = seen.ended.max(ended.map_or(0, |(depth, _)| depth));
         }
     }
 }
@@ -313,6 +321,16 @@ mod tests {
         link.answer(&mut seen, b">0\r\n");
         (0..4).for_each(|_| link.answer(&mut seen, b"+OK\r\n"));
         assert_eq!((seen.calls, seen.deepest, seen.ended), (3, 2, 2));
+    }
+
+    #[test]
+    fn an_answer_to_a_call_of_before_makes_nothing_deeper() {
+        let (mut link, mut seen) = (Link::default(), Depths { ended: 40, ..Depths::default() });
+        link.call(&mut seen, GET);
+        let mut seen = Depths { taken: 1, ..Depths::default() };
+        link.answer(&mut seen, b"$-1\r\n");
+        link.call(&mut seen, GET);
+        assert_eq!((seen.calls, seen.deepest), (1, 1));
     }
 
     #[test]
