@@ -3,7 +3,7 @@
 //! It keeps the promises of [`Index`] with redb and knows nothing of what the facts mean. Only one process
 //! can have the file open. Reads run where they are called, as a point read takes about a microsecond;
 //! every batch goes through one writer thread, which commits all that are queued by one write to the disk:
-//! to the [journal], before anyone sees them. The database follows in memory, and is made durable now and then.
+//! to the journal, before anyone sees them. The database follows in memory, and is made durable now and then.
 
 mod journal;
 mod judge;

@@ -67,7 +67,7 @@ pub struct Azure {
     writes: Service,
     /// For completing an upload, over which a store may take minutes.
     completions: Service,
-    /// For streaming. It tries again only what fails at the beginning: the rest is for [`reading`].
+    /// For streaming. It tries again only what fails at the beginning: the rest is for `remote::read`.
     bodies: Arc<dyn ObjectStore>,
 }
 

@@ -30,7 +30,7 @@ struct Reading {
     failures: usize,
 }
 
-/// Begins to read; `range` as for [`super::Store::read`].
+/// Begins to read; `range` as for [`crate::storage::Store::read`].
 pub(in crate::storage) async fn read(
     store: Arc<dyn ObjectStore>,
     path: Path,
