@@ -64,7 +64,6 @@ pub struct Embedded(Arc<Facts>);
 /// What connections share: here a connection is just another handle.
 struct Facts {
     file: Arc<File>,
-    identity: String,
     topics: Topics,
     jobs: mpsc::Sender<Job>,
     writer: Option<JoinHandle<()>>,
@@ -81,6 +80,8 @@ struct Job {
 /// further work on a handle.
 struct File {
     open: Box<dyn Fn() -> Result<Opened, redb::Error> + Send + Sync>,
+    /// Which database it was at first, and has to be.
+    identity: String,
     state: RwLock<State>,
 }
 
@@ -115,7 +116,7 @@ impl Embedded {
             redb::Error::DatabaseAlreadyOpen => {
                 IndexError::Broken(format!("{} is open in another process", directory.join(FILE).display()))
             }
-            error => IndexError::Broken(format!("{}: {error}", directory.display())),
+            error => IndexError::Broken(format!("{}: {error}", directory.join(FILE).display())),
         })?;
         if sync {
             // The files' names must be as durable as what is in them.
@@ -132,20 +133,20 @@ impl Embedded {
     fn start(open: impl Fn() -> Result<Opened, redb::Error> + Send + Sync + 'static) -> Result<Self, redb::Error> {
         let file = open()?;
         let identity = file.identity.clone();
-        let state = State { file: Some(file), opened: Instant::now() };
-        let file = Arc::new(File { open: Box::new(open), state: RwLock::new(state) });
+        let state = RwLock::new(State { file: Some(file), opened: Instant::now() });
+        let file = Arc::new(File { open: Box::new(open), identity, state });
         let (jobs, queue) = mpsc::channel(QUEUE);
         let writer = thread::Builder::new().name("index-writer".to_owned()).spawn({
             let file = Arc::clone(&file);
             move || write_queued(&file, queue)
         })?;
-        Ok(Self(Arc::new(Facts { file, identity, topics: Topics::default(), jobs, writer: Some(writer) })))
+        Ok(Self(Arc::new(Facts { file, topics: Topics::default(), jobs, writer: Some(writer) })))
     }
 }
 
 impl fmt::Debug for Facts {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("Embedded").field("identity", &self.identity).finish_non_exhaustive()
+        formatter.debug_struct("Embedded").field("identity", &self.file.identity).finish_non_exhaustive()
     }
 }
 
@@ -171,7 +172,7 @@ impl Connect for Embedded {
 #[async_trait]
 impl Index for Facts {
     async fn identity(&self) -> Result<String, IndexError> {
-        Ok(self.identity.clone())
+        Ok(self.file.identity.clone())
     }
 
     async fn get(&self, shard: Shard, asks: &[Ask]) -> Result<Vec<Option<Bytes>>, IndexError> {
@@ -255,7 +256,8 @@ impl File {
         // The old handle first: it holds the lock on the file.
         state.file = None;
         match (self.open)() {
-            Ok(file) => state.file = Some(file),
+            Ok(file) if file.identity == self.identity => state.file = Some(file),
+            Ok(_) => tracing::error!("the embedded index was removed, and another stands in its place: restart Berth"),
             Err(error) => tracing::error!(%error, "the embedded index could not be opened again"),
         }
         state.opened = Instant::now();
@@ -266,11 +268,11 @@ impl Opened {
     /// Brings the database to the end of its journal.
     fn new(database: Database, journal: &Path, sync: bool) -> Result<Self, redb::Error> {
         let (identity, made) = identify(&database)?;
-        let (mut journal, found) = Journal::open(journal, &identity, made.unwrap_or(0), sync)?;
+        let named = |error: io::Error| io::Error::new(error.kind(), format!("its {JOURNAL}: {error}"));
+        let (mut journal, found) = Journal::open(journal, &identity, made.unwrap_or(0), sync).map_err(named)?;
         if found.is_new && made.is_some() {
-            let text =
-                format!("{JOURNAL} is not there, or another's; without it the index counts as lost: remove {FILE} too");
-            return Err(io::Error::new(io::ErrorKind::NotFound, text).into());
+            let text = format!("not there, or another's; without it the index counts as lost: remove {FILE} too");
+            return Err(named(io::Error::new(io::ErrorKind::NotFound, text)).into());
         }
         if !found.records.is_empty() {
             let transaction = database.begin_write()?;
@@ -525,6 +527,21 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn an_index_that_was_removed_is_not_taken_for_an_empty_one() {
+        let directory = TempDir::new().expect("a directory");
+        let embedded = Embedded::open(directory.path(), true).expect("an index");
+        let index = embedded.connect().await.expect("a connection");
+        index.commit(SHARD, put("before", "x")).await.expect("a commit");
+        for name in [FILE, JOURNAL] {
+            fs::remove_file(directory.path().join(name)).expect("a file");
+        }
+        embedded.0.file.state.write().expect("the state").opened = Instant::now() - REOPEN_AFTER;
+        embedded.0.file.reopen();
+        let error = index.get(SHARD, &[Ask::Value(Fact::new("group", "before"))]).await.expect_err("no such index");
+        assert!(matches!(error, IndexError::Unreachable(_)), "{error:?}");
+    }
+
+    #[tokio::test]
     async fn whenever_the_process_ends_all_that_was_acknowledged_is_there() {
         let directory = TempDir::new().expect("a directory");
         let embedded = Embedded::open(directory.path(), false).expect("an index");
@@ -579,6 +596,6 @@ mod tests {
         drop(Embedded::open(directory.path(), true).expect("an index"));
         fs::remove_file(directory.path().join(JOURNAL)).expect("the journal");
         let error = Embedded::open(directory.path(), true).expect_err("no journal").to_string();
-        assert!(error.contains("facts.journal is not there"), "{error}");
+        assert!(error.contains("facts.redb: ") && error.contains("its facts.journal: not there"), "{error}");
     }
 }

@@ -7,7 +7,8 @@
 //! The file: a header (magic and version, then the identity of the database it belongs to), then records one behind the
 //! other: length of the body (u32), CRC-32 of number and body (u32), number (u64), body; all little-endian. Numbers rise by
 //! one for as long as the database lives. What is read back ends at the first record that isn't whole, or isn't the next:
-//! behind the last one stand zeros, or records of before.
+//! behind the last one stand zeros, or records of before. One that isn't whole was cut off, and never acknowledged, unless a
+//! later one is there.
 
 use std::{
     fs,
@@ -59,7 +60,8 @@ impl Journal {
     /// With `sync`, a record is on the disk when it was appended; without, it survives the death of the process only.
     ///
     /// # Errors
-    /// Those of the file; [`ErrorKind::InvalidData`] where records between `made` and those in the file are missing.
+    /// Those of the file; [`ErrorKind::InvalidData`] where records that follow on `made` are missing or damaged, before others
+    /// that are there.
     pub(super) fn open(path: &Path, identity: &str, made: u64, sync: bool) -> io::Result<(Self, Found)> {
         let file = fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
         let mut header = MAGIC.to_vec();
@@ -153,7 +155,7 @@ fn records(bytes: &[u8], made: u64) -> io::Result<Vec<Vec<u8>>> {
         if number > made {
             if number != made + 1 + found.len() as u64 {
                 let text = format!(
-                    "the journal has nothing between {made}, where the database ends, and {number}; \
+                    "it has nothing between {made}, where the database ends, and {number}; \
                      the index counts as lost: remove its files"
                 );
                 return Err(io::Error::new(ErrorKind::InvalidData, text));
@@ -163,7 +165,21 @@ fn records(bytes: &[u8], made: u64) -> io::Result<Vec<Vec<u8>>> {
         last = Some(number);
         rest = &rest[HEAD + body.len()..];
     }
+    let next = made + 1 + found.len() as u64;
+    if rest.first_chunk().is_some_and(|length| *length != [0; 4]) && has_later(rest, next) {
+        let text = format!("record {next} is damaged; the index counts as lost: remove its files");
+        return Err(io::Error::new(ErrorKind::InvalidData, text));
+    }
     Ok(found)
+}
+
+/// Whether a whole record with a number behind `next` stands anywhere in `bytes`.
+fn has_later(bytes: &[u8], next: u64) -> bool {
+    // Far more than fit: what a number this high would say is chance.
+    let later = next + 1..next + FULL;
+    let number = |at: &[u8]| Some(u64::from_le_bytes(*at.get(8..)?.first_chunk()?));
+    let mut places = (0..bytes.len()).map(|begin| &bytes[begin..]);
+    places.any(|at| number(at).is_some_and(|number| later.contains(&number)) && record(at).is_some())
 }
 
 /// The number and the body of the record at the beginning of `bytes`, if a whole one is there.
@@ -226,6 +242,28 @@ mod tests {
         let file = fs::OpenOptions::new().write(true).open(&path).expect("the journal");
         file.write_all_at(&fs::read(&path).expect("bytes")[START as usize..][..24], START + 24).expect("a write");
         assert_eq!(open(&directory, 4).expect("a journal").1.records, [b"behind 5"]);
+    }
+
+    #[test]
+    fn a_damaged_record_is_an_error_where_others_follow() {
+        for (damaged, is_last) in [("one", false), ("two", false), ("three", true)] {
+            let directory = TempDir::new().expect("a directory");
+            let (mut journal, _) = open(&directory, 0).expect("a journal");
+            for body in ["one", "two", "three"] {
+                journal.append(body.as_bytes()).expect("an append");
+            }
+            let path = directory.path().join("journal");
+            let mut bytes = fs::read(&path).expect("bytes");
+            let place =
+                bytes.windows(damaged.len()).position(|window| window == damaged.as_bytes()).expect("the record");
+            bytes[place] ^= 1;
+            fs::write(&path, bytes).expect("a write");
+            let found = open(&directory, 0);
+            match found {
+                Ok((_, found)) => assert!(is_last && found.records.len() == 2, "{damaged}"),
+                Err(error) => assert!(!is_last && error.to_string().contains("is damaged"), "{damaged}: {error}"),
+            }
+        }
     }
 
     #[test]

@@ -113,6 +113,7 @@ pub(super) fn replay(facts: &mut Facts<'_>, mut record: &[u8]) -> Result<(), red
 }
 
 fn append(record: &mut Vec<u8>, bytes: &[u8]) {
+    // What is longer makes a record that the journal refuses.
     record.extend_from_slice(&u32::try_from(bytes.len()).unwrap_or(u32::MAX).to_le_bytes());
     record.extend_from_slice(bytes);
 }
