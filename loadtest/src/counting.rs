@@ -334,6 +334,18 @@ mod tests {
     }
 
     #[test]
+    fn a_subscription_is_answered_by_nothing_that_is_counted() {
+        let (mut link, mut seen) = (Link::default(), Depths::default());
+        link.call(&mut seen, b"*2\r\n$9\r\nSUBSCRIBE\r\n$1\r\na\r\n");
+        link.answer(&mut seen, b">3\r\n$9\r\nsubscribe\r\n$1\r\na\r\n:1\r\n");
+        for depth in 1..=4 {
+            link.call(&mut seen, GET);
+            link.answer(&mut seen, b"$-1\r\n");
+            assert_eq!(seen.deepest, depth);
+        }
+    }
+
+    #[test]
     fn what_comes_by_the_clock_is_counted_apart() {
         let mut counts = Counts::default();
         count_request(&mut counts, &Method::GET, "list-type=2&prefix=registry%2Fepochs%2F");
