@@ -137,7 +137,7 @@ impl Gateway {
             .args(["--port", &address.to_string(), "--access", ACCESS_KEY, "--secret", SECRET_KEY])
             .args(["--region", "us-east-1", "--quiet", "--keep-alive", "--access-log"])
             .arg(&log)
-            .args(["posix", "--nometa"])
+            .arg("posix")
             .arg(directory.join("buckets"))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
