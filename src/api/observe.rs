@@ -5,7 +5,7 @@
 
 use std::{
     any::Any,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     panic::AssertUnwindSafe,
     pin::Pin,
     sync::{
@@ -354,8 +354,8 @@ impl Record {
             bytes_out = self.bytes_out,
             redirected_bytes = self.seen.blob.and_then(BlobBytes::elsewhere),
             ending,
-            client = line.client.map(|client| tracing::field::display(client.0)),
-            peer = line.peer.map(tracing::field::display),
+            client = line.client.map(|client| ip_text(client.0)),
+            peer = line.peer.map(peer_text),
             user_agent = agent.as_deref().map(|agent| cut(agent, USER_AGENT_LIMIT)),
             request_id = line.id.as_str(),
             identity = self.seen.identity.as_deref(),
@@ -416,6 +416,38 @@ fn expected_bytes(method: &'static str, response: &Response) -> Option<u64> {
 fn milliseconds(span: Duration) -> f64 {
     // Whole microseconds: more digits would be noise.
     span.as_micros() as f64 / 1000.0
+}
+
+/// An address as the log shows it. IPv4's digits are written here, as two of them a line are 4 % of the instructions of a
+/// small request by way of its `Display`.
+fn ip_text(address: IpAddr) -> String {
+    let IpAddr::V4(address) = address else { return address.to_string() };
+    let mut text = String::with_capacity("255.255.255.255:65535".len());
+    for (place, octet) in address.octets().into_iter().enumerate() {
+        if place > 0 {
+            text.push('.');
+        }
+        push_decimal(&mut text, octet.into());
+    }
+    text
+}
+
+/// The same with its port.
+fn peer_text(address: SocketAddr) -> String {
+    if address.is_ipv6() {
+        return address.to_string();
+    }
+    let mut text = ip_text(address.ip());
+    text.push(':');
+    push_decimal(&mut text, address.port());
+    text
+}
+
+fn push_decimal(text: &mut String, number: u16) {
+    if number > 9 {
+        push_decimal(text, number / 10);
+    }
+    text.push((b'0' + (number % 10) as u8) as char);
 }
 
 /// The path and its query as they may be logged: not too long, and without the values of parameters that may
@@ -531,6 +563,16 @@ mod tests {
         assert_eq!(of("/x?_state=abc&digest=sha256:0&token=t"), "/x?_state=***&digest=sha256:0&token=***");
         assert_eq!(of("/x?secret"), "/x?secret=***");
         assert_eq!(of("/x"), "/x");
+    }
+
+    #[test]
+    fn addresses_look_as_anywhere() {
+        for text in
+            ["0.0.0.0:0", "192.0.2.17:5000", "255.255.255.255:65535", "[2001:db8::1]:443", "[::ffff:192.0.2.1]:80"]
+        {
+            let address: SocketAddr = text.parse().expect("an address");
+            assert_eq!((peer_text(address), ip_text(address.ip())), (text.to_owned(), address.ip().to_string()));
+        }
     }
 
     #[test]

@@ -4,9 +4,9 @@
 //! Access log lines are events of the target [`ACCESS`], so that `info,access=off` silences them alone.
 
 use tracing::Subscriber;
-use tracing_subscriber::{EnvFilter, Layer, Registry, fmt::MakeWriter, layer::SubscriberExt};
+use tracing_subscriber::{EnvFilter, Registry, fmt::MakeWriter, layer::SubscriberExt};
 
-use super::lines::Lines;
+use super::{line::LineLayer, lines::Lines};
 
 /// The target of the access log: one event for each request that was answered or broken off.
 pub const ACCESS: &str = "access";
@@ -60,13 +60,7 @@ where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
     let filter = EnvFilter::try_new(filter).map_err(|error| LogError::Filter(filter.to_owned(), error.to_string()))?;
-    // Colours would have to be stripped again by whatever collects the log.
-    let lines = tracing_subscriber::fmt::layer().with_ansi(false).with_writer(writer);
-    let lines = match format {
-        Format::Text => lines.boxed(),
-        Format::Json => lines.json().flatten_event(true).with_current_span(false).with_span_list(false).boxed(),
-    };
-    Ok(Registry::default().with(lines.with_filter(filter)))
+    Ok(Registry::default().with(filter).with(LineLayer::new(format, writer)))
 }
 
 #[cfg(test)]

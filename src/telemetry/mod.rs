@@ -5,6 +5,7 @@
 //! come from a client: the number of time series is bounded by the source code and the operator.
 
 mod events;
+mod line;
 mod lines;
 pub mod logs;
 pub mod metrics;

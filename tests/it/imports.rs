@@ -59,7 +59,7 @@ const OWNED: [(&str, &[&str]); 39] = [
     ("base64", &["auth", "cli", "config", "delivery", "google", "redirect", "registry", "storage", "upload"]),
     ("bcrypt", &["auth"]),
     ("crc32fast", &["index"]),
-    ("chrono", &["auth", "cli", "google", "storage"]),
+    ("chrono", &["auth", "cli", "google", "storage", "telemetry"]),
     ("clap", &["cli"]),
     ("clap_complete", &["cli"]),
     ("hmac", &["delivery", "storage", "upload"]),
