@@ -119,9 +119,9 @@ impl Reader {
         }
     }
 
-    /// A page of the tags that exist, in byte order, after `after`, at most `limit`, and whether more follow;
+    /// The names of a page of the tags that exist, in byte order, after `after`, at most `limit`, and whether more follow;
     /// `None` where there is no such repository.
-    pub async fn tags(&self, after: Option<&str>, limit: usize) -> Result<Option<(Vec<Tag>, bool)>> {
+    pub async fn tags(&self, after: Option<&str>, limit: usize) -> Result<Option<(Vec<String>, bool)>> {
         if let Some(repository) = &self.indexed
             && let Some(page) = believed(repository.tag_names(after, limit).await)?
         {
@@ -129,7 +129,7 @@ impl Reader {
         }
         let Some(tags) = Box::pin(self.bucket.tags()).await? else { return Ok(None) };
         let mut rest = tags.iter().filter(|tag| after.is_none_or(|after| tag.as_str() > after));
-        let page = rest.by_ref().take(limit).cloned().collect();
+        let page = rest.by_ref().take(limit).map(Tag::to_string).collect();
         Ok(Some((page, limit > 0 && rest.next().is_some())))
     }
 }

@@ -76,7 +76,7 @@ impl Repository {
 
     /// The names of a page of [`Repository::tags`], none where `limit` is 0; `None` where there is no such
     /// repository.
-    pub async fn tag_names(&self, after: Option<&str>, limit: usize) -> Result<Option<(Vec<Tag>, bool)>> {
+    pub async fn tag_names(&self, after: Option<&str>, limit: usize) -> Result<Option<(Vec<String>, bool)>> {
         let (tags, more) = match limit {
             0 => (Vec::new(), false),
             limit => self.page(after, limit, |value| Ok(TagFact::exists(value)?.then_some(()))).await?,
@@ -84,13 +84,15 @@ impl Repository {
         if tags.is_empty() && !self.exists().await? {
             return Ok(None);
         }
-        Ok(Some((tags.into_iter().map(|(tag, _)| tag).collect(), more)))
+        Ok(Some((tags.into_iter().map(|(name, ())| name).collect(), more)))
     }
 
     /// A page of the tags that exist, in byte order, after `after`, at most `limit`; and whether more follow.
     pub async fn tags(&self, after: Option<&str>, limit: usize) -> Result<(Vec<(Tag, TagFact)>, bool)> {
         let existing = |value: &[u8]| Ok(Some(TagFact::decode(value)?).filter(|fact| fact.state.to.is_some()));
-        self.page(after, limit, existing).await
+        let (page, more) = self.page(after, limit, existing).await?;
+        let tags = page.into_iter().map(|(name, fact)| Ok((name.parse()?, fact))).collect::<Result<_>>()?;
+        Ok((tags, more))
     }
 
     /// The same, with what `read` finds in a tag's value; nothing of those that don't exist.
@@ -99,7 +101,7 @@ impl Repository {
         after: Option<&str>,
         limit: usize,
         read: impl Fn(&[u8]) -> Result<Option<T>> + Send,
-    ) -> Result<(Vec<(Tag, T)>, bool)> {
+    ) -> Result<(Vec<(String, T)>, bool)> {
         let group = self.lease.names.tags(&self.name);
         let mut after = after.map(str::to_owned);
         let mut page = Vec::new();
@@ -113,7 +115,7 @@ impl Repository {
                 if page.len() == limit {
                     return Ok((page, true));
                 }
-                page.push((member.parse()?, kept));
+                page.push((member, kept));
             }
             if !full {
                 return Ok((page, false));

@@ -22,7 +22,7 @@ const MAX_GCR_TAGS: usize = 10_000;
 #[derive(Serialize)]
 struct Tags<'a> {
     name: &'a str,
-    tags: Vec<&'a str>,
+    tags: &'a [String],
 }
 
 /// GET and HEAD.
@@ -37,16 +37,15 @@ async fn plain(call: &Call, name: &RepositoryName, page: Page) -> Result<Respons
     let reader = call.reader(name).await?;
     let found = reader.tags(page.after.as_deref(), page.limit).await?;
     let (tags, more) = found.ok_or_else(|| unknown(name))?;
-    let names = tags.iter().map(Tag::as_str).collect();
-    let mut response = respond::json(&Tags { name: name.as_str(), tags: names })?;
+    let mut response = respond::json(&Tags { name: name.as_str(), tags: &tags })?;
     if let Some(last) = tags.last().filter(|_| more) {
         link_next(&mut response, name, page.limit, last, "")?;
     }
     Ok(response)
 }
 
-fn link_next(response: &mut Response, name: &RepositoryName, limit: usize, last: &Tag, filters: &str) -> Result<()> {
-    respond::link_next(response, &format!("/v2/{name}/tags/list"), limit, last.as_str(), filters)
+fn link_next(response: &mut Response, name: &RepositoryName, limit: usize, last: &str, filters: &str) -> Result<()> {
+    respond::link_next(response, &format!("/v2/{name}/tags/list"), limit, last, filters)
 }
 
 fn unknown(name: &RepositoryName) -> Error {
@@ -98,7 +97,7 @@ async fn gcr(call: &Call, name: &RepositoryName, page: Page) -> Result<Response>
     }
     let mut response = respond::json(&gcr_tags(name, &children, &tags, &manifests))?;
     if let Some((last, _)) = tags.last().filter(|_| more) {
-        link_next(&mut response, name, MAX_GCR_TAGS, last, "&gcr=true")?;
+        link_next(&mut response, name, MAX_GCR_TAGS, last.as_str(), "&gcr=true")?;
     }
     Ok(response)
 }
