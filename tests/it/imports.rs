@@ -47,7 +47,7 @@ const LEVELS: [&[&str]; 16] = [
 ];
 
 /// The foreign crates that have owners, and exactly who imports each.
-const OWNED: [(&str, &[&str]); 39] = [
+const OWNED: [(&str, &[&str]); 40] = [
     ("argon2", &["auth"]),
     ("aws_config", &["storage"]),
     ("aws_credential_types", &["storage"]),
@@ -70,6 +70,7 @@ const OWNED: [(&str, &[&str]); 39] = [
     ("hyper_util", &["server"]),
     ("ipnet", &["api", "config", "delivery", "redirect"]),
     ("jsonwebtoken", &["auth"]),
+    ("mimalloc", &["main"]),
     ("object_store", &["storage"]),
     ("prometheus_client", &["server", "telemetry"]),
     ("quick_cache", &["auth", "redirect", "registry"]),
