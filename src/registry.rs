@@ -296,14 +296,27 @@ impl Registry {
         }
     }
 
+    /// The next `limit` names. Each shard is asked for a good part of them at first, which is nearly always enough: a page
+    /// of 100 from 16 shards reads 352 names and not 1,616.
     async fn catalog_of_all_shards(&self, lease: &Lease, after: Option<&str>, limit: usize) -> Result<Vec<String>> {
         let group = lease.names.repositories();
-        let scans = lease.names.shards().map(|shard| lease.scan(shard, &group, after, limit));
-        let found = futures_util::future::try_join_all(scans).await?;
-        let mut names: Vec<String> = found.into_iter().flatten().map(|(name, _)| name).collect();
-        names.sort_unstable();
-        names.truncate(limit);
-        Ok(names)
+        let mut ask = (limit.div_ceil(lease.names.shards().count()) * 2 + 8).min(limit);
+        loop {
+            let scans = lease.names.shards().map(|shard| lease.scan(shard, &group, after, ask));
+            let found = futures_util::future::try_join_all(scans).await?;
+            // A shard that gave as many as it was asked for may have more behind its last.
+            let last_known =
+                found.iter().filter(|page| page.len() == ask).filter_map(|page| Some(&page.last()?.0)).min();
+            let last_known = last_known.cloned();
+            let is_known = |name: &String| last_known.as_ref().is_none_or(|last| name <= last);
+            let mut names: Vec<String> = found.into_iter().flatten().map(|(name, _)| name).filter(is_known).collect();
+            if names.len() >= limit || last_known.is_none() {
+                names.sort_unstable();
+                names.truncate(limit);
+                return Ok(names);
+            }
+            ask = limit;
+        }
     }
 
     /// The path components right under a path, of repositories that have a manifest, in byte order.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use berth::{
     error::Code,
+    index::facts::Names,
     oci::{Digest, Reference},
     registry::Options,
 };
@@ -285,6 +286,31 @@ async fn the_catalog_and_the_tags_come_in_pages() {
             }
         }
         assert_eq!(found.len(), 18, "by {limit}: {found:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_page_of_the_catalog_is_whole_where_one_shard_has_most_of_it() {
+    let options = bench::options();
+    let shards = Names::new("0".repeat(16).parse().unwrap(), options.shards);
+    let bench = bench::local(options).await;
+    let of_one = |name: &String| shards.shard_of(&name.parse().unwrap()) == shards.shard_of(&"a/0".parse().unwrap());
+    let mut names: Vec<String> = (0..).map(|number| format!("a/{number}")).filter(of_one).take(24).collect();
+    names.extend((0..9).map(|number| format!("b/{number}")));
+    names.sort_unstable();
+    for name in &names {
+        let image = bench.image(name, "one").await;
+        bench.push(name, &image, &["v1"]).await.unwrap();
+    }
+    for limit in [11, 12, 20, 32, 33] {
+        let (mut found, mut more) = (Vec::<String>::new(), true);
+        while more {
+            let (page, is_more) = bench.b.catalog(found.last().map(String::as_str), limit, |_| true).await.unwrap();
+            assert!(page.len() == limit || !is_more, "by {limit}");
+            found.extend(page.iter().map(ToString::to_string));
+            more = is_more;
+        }
+        assert_eq!(found, names, "by {limit}");
     }
 }
 
