@@ -192,7 +192,7 @@ impl Subject {
         let directory = empty_directory(&options.data, "backed")?;
         let bucket = Bucket::start(&directory).await?;
         let span = Duration::from_secs_f64(options.seconds);
-        let workloads = workloads((round as u64 + 1) << 40);
+        let workloads = workloads(self.kind, (round as u64 + 1) << 40);
 
         let replicas = self.start(&bucket, Way::Straight, &directory).await?;
         fill(&replicas[0]).await?;
@@ -309,17 +309,22 @@ async fn fill(replica: &Instance) -> Result<()> {
     Ok(())
 }
 
-/// What is asked. Images that are pushed have numbers from `first` on.
-fn workloads(first: u64) -> Vec<(&'static str, Arc<Operation>)> {
+/// What is asked of a registry of this kind. Images that are pushed have numbers from `first` on.
+fn workloads(kind: Kind, first: u64) -> Vec<(&'static str, Arc<Operation>)> {
     let blob = format!("/v2/backed/image/blobs/{}", digest([&Image::new(0).layer[..]]));
     let (to_head, to_get) = (blob.clone(), blob);
     let page = |number| format!("/v2/backed/image/tags/list?n=100&last=t{:04}", anywhere(number, TAGS - 100));
+    // Distribution sends who asks for a blob elsewhere even with HEAD.
+    let head_status = match kind {
+        Kind::Berth => 200,
+        Kind::Distribution => 307,
+    };
     let ask =
         |method, status, target: Box<dyn Fn(u64) -> String + Send + Sync>| Operation::Ask { method, target, status };
     [
         ("manifest by tag", Operation::get(|_| tag(7))),
         ("blob redirect", ask("GET", 307, Box::new(move |_| to_get.clone()))),
-        ("HEAD of a blob", ask("HEAD", 200, Box::new(move |_| to_head.clone()))),
+        ("HEAD of a blob", ask("HEAD", head_status, Box::new(move |_| to_head.clone()))),
         ("tag page of 100", Operation::get(page)),
         ("push of a small image", Operation::Push { first }),
     ]
@@ -358,7 +363,7 @@ impl Report {
             columns.join(" | "),
             "---|".repeat(columns.len())
         );
-        for (workload, _) in workloads(0) {
+        for (workload, _) in workloads(Kind::Berth, 0) {
             for subject in subjects {
                 let column = |(_, figure): &(&str, Figure)| {
                     spread(&self.of(&subject.name, workload).map(figure).collect::<Vec<_>>())

@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 
 use crate::{
-    Common,
+    Common, instructions,
     products::{Bench, Selection},
     ratio::Ratio,
     report::{Report, SHOWN, output},
@@ -31,6 +31,9 @@ pub(crate) struct Options {
     common: Common,
     #[command(flatten)]
     selection: Selection,
+    /// Count the instructions of the hot paths with valgrind, once, where time is too noisy
+    #[arg(long)]
+    instructions: bool,
     /// Where the results go: <date>.json and plots.
     #[arg(long, default_value = "target/loadtest/compare")]
     results: PathBuf,
@@ -41,7 +44,12 @@ pub(crate) async fn measure(options: Options) -> Result<()> {
     let data = std::path::absolute(&options.common.data)?;
     let mut products = Vec::new();
     for (name, commit) in NAMES.into_iter().zip([&options.base, &options.head]) {
-        products.push(Product::berth(&build(commit, &data)?)?.named(name));
+        let binary = build(commit, &data, options.instructions)?;
+        products.push(Product::berth(&binary)?.named(name));
+    }
+    if options.instructions {
+        println!("{}", instructions::compare(&products, &data).await?);
+        return Ok(());
     }
     let report = Bench::new(products, &options.common, &options.selection)?.run(options.common.rounds).await?;
     println!("{}\n{}", report.table(), ratios(&report));
@@ -50,17 +58,21 @@ pub(crate) async fn measure(options: Options) -> Result<()> {
 }
 
 /// Builds a commit in a work tree of its own, unless it was built before; with its binary.
-fn build(commit: &str, data: &Path) -> Result<PathBuf> {
+///
+/// `for_valgrind`: so that rustix makes its system calls by way of libc; else it ends under valgrind as it looks for what the
+/// kernel has told the process.
+fn build(commit: &str, data: &Path, for_valgrind: bool) -> Result<PathBuf> {
     let id = output("git", &["rev-parse", "--verify", "--quiet", &format!("{commit}^{{commit}}")]);
     ensure!(!id.is_empty(), "{commit} is no commit");
     let builds = data.join("builds");
-    let binary = builds.join(&id[..12]);
+    let (suffix, flags) = if for_valgrind { ("-valgrind", "--cfg=rustix_use_libc") } else { ("", "") };
+    let binary = builds.join(format!("{}{suffix}", &id[..12]));
     if binary.exists() {
         return Ok(binary);
     }
     fs::create_dir_all(&builds)?;
     // Always at the same place, so that Cargo takes what hasn't changed from the build before.
-    let (tree, target) = (builds.join("tree"), builds.join("target"));
+    let (tree, target) = (builds.join("tree"), builds.join(format!("target{suffix}")));
     let tree_path = tree.display().to_string();
     if tree.exists() {
         run(Command::new("git").args(["worktree", "remove", "--force", &tree_path]))?;
@@ -68,7 +80,7 @@ fn build(commit: &str, data: &Path) -> Result<PathBuf> {
     run(Command::new("git").args(["worktree", "add", "--detach", "--force", &tree_path, &id]))?;
     let mut cargo = Command::new("cargo");
     cargo.args(["build", "--release", "--locked", "--bin", "berth"]).current_dir(&tree);
-    run(cargo.env("CARGO_TARGET_DIR", &target).env("SOURCE_COMMIT", &id[..12]))?;
+    run(cargo.env("CARGO_TARGET_DIR", &target).env("SOURCE_COMMIT", &id[..12]).env("RUSTFLAGS", flags))?;
     fs::copy(target.join("release/berth"), &binary)?;
     run(Command::new("git").args(["worktree", "remove", "--force", &tree_path]))?;
     Ok(binary)

@@ -3,7 +3,7 @@
 //! They are made through the API. While they are, a directory isn't synced, and 100 tags come with each push, as the
 //! API allows; then Berth is started anew, as it ships, and only that is measured.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{path::PathBuf, process::Command, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 
@@ -149,7 +149,10 @@ impl Scene<'_> {
             ensure!(seen.operations() == times, "{times} pushes were to be made");
             eprintln!("filled {} of {}: {:.0} pushes/s", first + times, puts.end, seen.per_second());
         }
-        berth.stop().await
+        berth.stop().await?;
+        // Or the disk would write what a million pushes left in memory while they are measured.
+        ensure!(Command::new("sync").status()?.success(), "sync failed");
+        Ok(())
     }
 
     /// What takes time and CPU, with nothing between Berth and what it stands on.

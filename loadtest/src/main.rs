@@ -24,6 +24,7 @@ mod growth_names;
 mod growth_plot;
 mod growth_report;
 mod instance;
+mod instructions;
 mod latency;
 mod load;
 mod login;

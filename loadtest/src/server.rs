@@ -45,6 +45,8 @@ pub(crate) struct Product {
     pub(crate) version: String,
     /// Settings beside the description's, as environment variables.
     settings: Vec<(String, String)>,
+    /// The program that runs it, with its options; none where it runs by itself.
+    under: Vec<String>,
 }
 
 impl Product {
@@ -79,13 +81,18 @@ impl Product {
         let text = [output.stdout, output.stderr].concat();
         let text = String::from_utf8_lossy(&text);
         let version = text.split_whitespace().last().unwrap_or_default().trim_end_matches("+unknown").to_owned();
-        Ok(Self { description, binary, version, settings: Vec::new() })
+        Ok(Self { description, binary, version, settings: Vec::new(), under: Vec::new() })
     }
 
     /// The same, with settings.
     pub(crate) fn with(mut self, settings: &[(&str, &str)]) -> Self {
         self.settings.extend(settings.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())));
         self
+    }
+
+    /// The same, run by a program that becomes it, such as valgrind.
+    pub(crate) fn under(self, program: Vec<String>) -> Self {
+        Self { under: program, ..self }
     }
 
     /// The same under another name.
@@ -113,8 +120,10 @@ impl Product {
     /// The command that serves `directory` at `address`.
     fn command(&self, directory: &Path, address: SocketAddr) -> Result<Command> {
         let filled = self.description.fill(directory, address, free_address()?)?;
-        let mut command = Command::new(&self.binary);
-        command.env_clear().args(filled.arguments).envs(filled.environment);
+        let binary = self.binary.display().to_string();
+        let mut line = self.under.iter().chain([&binary]).chain(&filled.arguments);
+        let mut command = Command::new(line.next().context("no command")?);
+        command.env_clear().args(line).envs(filled.environment);
         command.envs(self.settings.iter().map(|(key, value)| (key, value)));
         let log = File::create(directory.join("log"))?;
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).kill_on_drop(true);

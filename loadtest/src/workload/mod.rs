@@ -172,7 +172,7 @@ impl Workload {
 
     /// What it asks, once that is there to be asked for; nothing where it is more than requests, or where the server
     /// has no such thing.
-    async fn requests(&self, server: &Server, setting: &Setting) -> Result<Option<Requests>> {
+    pub(crate) async fn requests(&self, server: &Server, setting: &Setting) -> Result<Option<Requests>> {
         let requests = match self.1 {
             Task::Read(read) => return reads::requests(server, read).await,
             Task::ByTagAtRate => reads::by_tag(server).await?,
