@@ -43,11 +43,11 @@ const LEVELS: [&[&str]; 16] = [
     &["server"],
     &["app"],
     &["cli"],
-    &["main", "lib", "bin"],
+    &["allocator", "main", "lib", "bin"],
 ];
 
 /// The foreign crates that have owners, and exactly who imports each.
-const OWNED: [(&str, &[&str]); 40] = [
+const OWNED: [(&str, &[&str]); 41] = [
     ("argon2", &["auth"]),
     ("aws_config", &["storage"]),
     ("aws_credential_types", &["storage"]),
@@ -70,7 +70,8 @@ const OWNED: [(&str, &[&str]); 40] = [
     ("hyper_util", &["server"]),
     ("ipnet", &["api", "config", "delivery", "redirect"]),
     ("jsonwebtoken", &["auth"]),
-    ("mimalloc", &["main"]),
+    ("libmimalloc_sys", &["allocator"]),
+    ("mimalloc", &["allocator"]),
     ("object_store", &["storage"]),
     ("prometheus_client", &["server", "telemetry"]),
     ("quick_cache", &["auth", "redirect", "registry"]),
